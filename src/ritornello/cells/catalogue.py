@@ -1,0 +1,81 @@
+"""The catalogue: which cells there are by name, and how a foreign one is found."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+
+from ritornello.cells.cell import Cell
+from ritornello.cells.elman import Elman
+from ritornello.cells.gru import GRU
+from ritornello.cells.lstm import LSTM
+from ritornello.errors import ArgumentError, nearest
+
+CELLS: dict[str, type[Cell]] = {"elman": Elman, "gru": GRU, "lstm": LSTM}
+
+
+def is_foreign(name: str) -> bool:
+    """Whether `name` names a cell of the user's own, `module:Class` or `FILE.py:Class`.
+
+    >>> is_foreign("lstm"), is_foreign("my_module:MyCell")
+    (False, True)
+    """
+    return ":" in name
+
+
+def find(name: str) -> type[Cell]:
+    """The cell class of that name.
+
+    Args:
+        name: a name of the catalogue (`elman`, `gru`, `lstm`), or `module:Class` or `FILE.py:Class` for a cell of your
+            own, which is imported: the current folder is searched first. **Importing runs that module's code.**
+
+    Raises:
+        ArgumentError: an unknown name, a module that cannot be imported, or a class that is not there or is no `Cell`.
+
+    Example:
+        >>> find("lstm").__name__
+        'LSTM'
+    """
+    if not is_foreign(name):
+        if name not in CELLS:
+            raise ArgumentError(
+                f"Unknown cell {name!r}: {nearest(name, CELLS)}; or name your own as module:Class or FILE.py:Class."
+            )
+        return CELLS[name]
+    module_name, class_name = name.rsplit(":", 1)
+    module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
+    found = getattr(module, class_name, None)
+    if found is None:
+        classes = [n for n, value in vars(module).items() if inspect.isclass(value) and issubclass(value, Cell)]
+        raise ArgumentError(f"Module {module_name!r} has no class {class_name!r}: {nearest(class_name, classes)}.")
+    if not (inspect.isclass(found) and issubclass(found, Cell)):
+        raise ArgumentError(f"{name!r} is a {type(found).__name__}, not a subclass of ritornello.Cell.")
+    return found
+
+
+def _load_module(name: str) -> object:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise ArgumentError(f"Cannot import {name!r}: {type(error).__name__}: {error}.") from error
+    finally:
+        sys.path.remove(here)
+
+
+def _load_file(path: Path) -> object:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ArgumentError(f"Cannot import {str(path)!r}: there is no such file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ArgumentError(f"Cannot import {str(path)!r}: {type(error).__name__}: {error}.") from error
+    return module

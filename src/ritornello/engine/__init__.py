@@ -1,0 +1,5 @@
+"""The engine: unfolds any cell over any structure. It knows no cell, and a cell knows no loop."""
+
+from ritornello.engine.unfold import Unfold
+
+__all__ = ["Unfold"]

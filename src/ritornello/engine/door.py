@@ -1,0 +1,131 @@
+"""The door: what a caller may give is checked and brought to one layout here, once; inside there is only one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ritornello.cells.cell import Cell
+from ritornello.errors import ArgumentError
+from ritornello.structures import Schedule, chain
+
+
+class Layout(NamedTuple):
+    """How the caller lays out sequences, for bringing results back.
+
+    Attributes:
+        time, batch: padded sizes.
+        batch_first, batched: whether batch precedes time, and whether there is a batch axis at all.
+    """
+
+    time: int
+    batch: int
+    batch_first: bool
+    batched: bool
+
+
+def settle_input(cell: Cell, x: Tensor, batch_first: bool) -> tuple[Tensor, Layout]:
+    """Checks x and brings it to (time, batch, features)."""
+    name = type(cell).__name__
+    order = "(batch, time, features)" if batch_first else "(time, batch, features)"
+    if not isinstance(x, Tensor):
+        raise ArgumentError(f"x must be a tensor of shape {order}, not {type(x).__name__}.")
+    if x.dim() not in (2, 3):
+        raise ArgumentError(f"x has shape {tuple(x.shape)}; expected {order}, or (time, features) for one sequence.")
+    if x.shape[-1] != cell.input_size:
+        raise ArgumentError(f"x has {x.shape[-1]} features; {name} was made with input_size={cell.input_size}.")
+    if not x.is_floating_point():
+        raise ArgumentError(f"x has dtype {x.dtype}; expected a floating-point dtype, such as {torch.float32}.")
+    batched = x.dim() == 3
+    if not batched:
+        x = x.unsqueeze(1)
+    elif batch_first:
+        x = x.transpose(0, 1)
+    return x, Layout(x.shape[0], x.shape[1], batch_first, batched)
+
+
+def settle_lengths(lengths: Any, layout: Layout) -> Tensor | None:
+    """Checks lengths and brings them to a (batch,) int64 tensor on the CPU, or None where all rows are full."""
+    if lengths is None:
+        return None
+    lengths = torch.as_tensor(lengths, device="cpu")
+    if lengths.numel() == 0:
+        lengths = lengths.long()
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise ArgumentError(f"lengths must be integers, not {lengths.dtype}.")
+    if lengths.shape != (layout.batch,):
+        raise ArgumentError(
+            f"lengths has shape {tuple(lengths.shape)}; expected ({layout.batch},), one for each sequence."
+        )
+    if layout.batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= layout.time:
+        bad = next(n for n in lengths.tolist() if not 0 <= n <= layout.time)
+        raise ArgumentError(f"lengths holds {bad}; each must lie between 0 and the {layout.time} steps of x.")
+    return None if bool((lengths == layout.time).all()) else lengths.long()
+
+
+def settle_resets(resets: Any, layout: Layout) -> Tensor | None:
+    """Checks resets and brings them to (time, batch) booleans on the CPU, or None where there are none."""
+    if resets is None:
+        return None
+    resets = torch.as_tensor(resets, device="cpu")
+    expected: tuple[int, ...] = (layout.time, layout.batch)
+    if not layout.batched:
+        expected = (layout.time,)
+    elif layout.batch_first:
+        expected = (layout.batch, layout.time)
+    if resets.dtype != torch.bool:
+        raise ArgumentError(f"resets must be booleans, not {resets.dtype}.")
+    if tuple(resets.shape) != expected:
+        raise ArgumentError(f"resets has shape {tuple(resets.shape)}; expected {expected}, one for each step of x.")
+    if not bool(resets.any()):
+        return None
+    return resets.unsqueeze(1) if not layout.batched else resets.T if layout.batch_first else resets
+
+
+def settle_state(cell: Cell, state: Any, blank: Any, x: Tensor, entries: int, batched: bool = True) -> Any:
+    """Checks a given state, or spreads the blank one over all sequences. Fields (entries, size)."""
+    if state is None:
+        return cell.State(*(field.expand(entries, -1) for field in blank))
+    name, fields = type(cell).__name__, cell.State._fields
+    if isinstance(state, Tensor):
+        state = (state,)
+    if not isinstance(state, tuple) or len(state) != len(fields):
+        came = f"{len(state)} fields" if isinstance(state, tuple) else type(state).__name__
+        raise ArgumentError(f"state has {came}; {name}.State has {len(fields)}: {', '.join(fields)}.")
+    if getattr(type(state), "_fields", fields) != fields:
+        raise ArgumentError(f"state has the fields {', '.join(state._fields)}; {name}.State has {', '.join(fields)}.")  # type: ignore[attr-defined]
+    for field, value, size in zip(fields, state, cell.state_sizes, strict=True):
+        expected = (entries, size) if batched else (size,)
+        if tuple(value.shape) != expected:
+            raise ArgumentError(f"state field {field!r} has shape {tuple(value.shape)}; expected {expected}.")
+        if value.dtype != x.dtype or value.device != x.device:
+            raise ArgumentError(
+                f"state field {field!r} is {value.dtype} on {value.device}; x is {x.dtype} on {x.device}: make them "
+                "alike."
+            )
+    return cell.State(*(value if batched else value.unsqueeze(0) for value in state))
+
+
+def chain_schedule(layout: Layout, lengths: Any, resets: Any, reverse: bool) -> Schedule:
+    """The schedule of the caller's chains."""
+    return chain(
+        layout.time,
+        layout.batch,
+        lengths=settle_lengths(lengths, layout),
+        resets=settle_resets(resets, layout),
+        reverse=reverse,
+    )
+
+
+def to_rows(x: Tensor, schedule: Schedule) -> Tensor:
+    """(positions, features) to (schedule.rows, features) in the schedule's order."""
+    return x if schedule.order is None else x[schedule.order.to(x.device)]
+
+
+def from_rows(rows: Tensor, schedule: Schedule, positions: int) -> Tensor:
+    """The way back: (schedule.rows, size) to (positions, size), zeros where there is padding."""
+    if schedule.order is None:
+        return rows
+    return rows.new_zeros(positions, rows.shape[-1]).index_copy(0, schedule.order.to(rows.device), rows)

@@ -1,0 +1,171 @@
+"""Unfolding: a cell over a structure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ritornello.cells.cell import Cell
+from ritornello.engine import door
+from ritornello.errors import ArgumentError
+from ritornello.executors import Request, Result, check_name, choose
+from ritornello.structures import Schedule, forest
+
+
+class Unfold(nn.Module):
+    r"""A network: a cell, unfolded over sequences.
+
+    .. math:: h^{(t)} = f(h^{(t-1)}, x^{(t)}; \theta)
+
+    with the same f and θ at every step (Goodfellow, Bengio & Courville, eq. 10.4 and 10.5).
+
+    Args:
+        cell: the transition function.
+        reverse: walk from each sequence's last step to its first. Outputs keep their steps.
+        batch_first: x and the outputs are (batch, time, features) instead of (time, batch, features). The state has no
+            time axis and is (batch, size) either way.
+        learn_initial: the initial state, read where a sequence begins, is a parameter (at first zero) instead of zero.
+        executor: "auto" (default) or an executor's name.
+
+    Raises:
+        ArgumentError: what is given does not fit; the message names it.
+        CellError: the cell returned other fields or shapes than its `State` promises.
+
+    Example:
+        >>> import torch, ritornello as rit
+        >>> unfold = rit.Unfold(rit.LSTM(3, 4))
+        >>> outputs, last = unfold(torch.randn(5, 2, 3), lengths=[5, 2])
+        >>> outputs.shape, last.c.shape
+        (torch.Size([5, 2, 4]), torch.Size([2, 4]))
+        >>> bool((outputs[1, 1] == last.h[1]).all()), bool((outputs[2:, 1] == 0).all())
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        *,
+        reverse: bool = False,
+        batch_first: bool = False,
+        learn_initial: bool = False,
+        executor: str = "auto",
+    ) -> None:
+        super().__init__()
+        if not isinstance(cell, Cell):
+            raise ArgumentError(
+                f"Unfold takes a ritornello.Cell, not {type(cell).__name__}; derive your module from it."
+            )
+        check_name(executor)
+        self.cell = cell
+        self.reverse = reverse
+        self.batch_first = batch_first
+        self.executor = executor
+        self.initial = nn.ParameterList(torch.zeros(1, size) for size in cell.state_sizes) if learn_initial else None
+
+    @property
+    def input_size(self) -> int:
+        """Features of x."""
+        return self.cell.input_size
+
+    @property
+    def output_size(self) -> int:
+        """Features of the outputs."""
+        return self.cell.output_size
+
+    def forward(
+        self,
+        x: Tensor,
+        state: Any = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        resets: Tensor | None = None,
+        all_states: bool = False,
+    ) -> tuple[Any, Any]:
+        """Unfolds the cell over a batch of sequences.
+
+        Args:
+            x: (time, batch, input_size); (batch, time, input_size) with `batch_first`; (time, input_size) for one
+                sequence. time and batch may be 0.
+            state: the states that sequences enter with, fields (batch, size), or (size,) for one sequence. Default: the
+                initial state.
+            lengths: (batch,) integers, steps of each sequence, 0 allowed. Steps beyond are neither read nor computed,
+                and their outputs are 0.
+            resets: booleans like x without its features: a new sequence begins at this step, and nothing crosses from
+                the step before it; it enters with the initial state, whatever `state` is.
+            all_states: return the states of all steps, all fields, in place of the outputs.
+
+        Returns:
+            outputs: (time, batch, output_size), or laid out as x is; with `all_states` a `State` of such tensors.
+            last: `State` with fields (batch, size): each sequence's state after its own last step (its first, with
+                `reverse`); the state it entered with where it has no steps.
+        """
+        x, layout = door.settle_input(self.cell, x, self.batch_first)
+        schedule = door.chain_schedule(layout, lengths, resets, self.reverse)
+        blank = self._blank(x)
+        entry = door.settle_state(self.cell, state, blank, x, layout.batch, layout.batched)
+        result = self._run(x.reshape(-1, x.shape[-1]), entry, blank, schedule, all_states)
+        fields = []
+        for rows in result.rows:
+            field = door.from_rows(rows, schedule, layout.time * layout.batch)
+            field = field.view(layout.time, layout.batch, field.shape[-1])
+            fields.append(
+                field.squeeze(1) if not layout.batched else field.transpose(0, 1) if self.batch_first else field
+            )
+        last = result.last if layout.batched else self.cell.State(*(field.squeeze(0) for field in result.last))
+        return (self.cell.State(*fields) if all_states else fields[0]), last
+
+    def over(
+        self, trees: Sequence[Sequence[int]], x: Tensor, state: Any = None, *, all_states: bool = False
+    ) -> tuple[Any, Any]:
+        """Unfolds the cell over trees, from the leaves to the roots.
+
+        Args:
+            trees: for each tree the parent of every node, -1 for the root.
+            x: (nodes of all trees, input_size), tree after tree.
+            state: what leaves read, fields (trees, size). Default: the initial state.
+            all_states: return all fields of every node's state in place of the outputs.
+
+        Returns:
+            outputs: (nodes of all trees, output_size); with `all_states` a `State` of such tensors.
+            roots: `State` with fields (trees, size).
+
+        Raises:
+            ArgumentError: trees that are none, or sizes that do not fit. CellError: a cell written for chains.
+
+        Example:
+            >>> import torch, ritornello as rit
+            >>> outputs, root = rit.Unfold(rit.LSTM(3, 4)).over([[2, 2, -1]], torch.randn(3, 3))
+            >>> bool((outputs[2] == root.h[0]).all())
+            True
+        """
+        schedule = forest(trees)
+        if x.dim() != 2 or x.shape != (schedule.rows, self.cell.input_size):
+            raise ArgumentError(
+                f"x has shape {tuple(x.shape)}; expected ({schedule.rows}, {self.cell.input_size}): "
+                f"a row for each of the {schedule.rows} nodes."
+            )
+        blank = self._blank(x)
+        entry = door.settle_state(self.cell, state, blank, x, schedule.entries)
+        result = self._run(x, entry, blank, schedule, all_states)
+        fields = [door.from_rows(rows, schedule, schedule.rows) for rows in result.rows]
+        return (self.cell.State(*fields) if all_states else fields[0]), result.last
+
+    def _run(self, x: Tensor, entry: Any, blank: Any, schedule: Schedule, all_states: bool) -> Result:
+        if schedule.entry is not None:
+            where = schedule.entry.to(x.device)
+            entry = self.cell.State(*(field[where] for field in entry))
+        request = Request(self.cell, door.to_rows(x, schedule), entry, blank, schedule, all_states)
+        return choose(self.executor, request).run(request)
+
+    def _blank(self, x: Tensor) -> Any:
+        """The initial state, one row."""
+        if self.initial is None:
+            return self.cell.zero_state(1, x)
+        return self.cell.State(*(field.to(x.dtype) for field in self.initial))
+
+    def extra_repr(self) -> str:
+        flags = [f"{name}=True" for name in ("reverse", "batch_first") if getattr(self, name)]
+        return ", ".join(flags + (["learn_initial=True"] if self.initial is not None else []))

@@ -1,0 +1,32 @@
+"""Executors: ways to run an unfolding, with one signature. `auto` takes the first that supports the request."""
+
+from __future__ import annotations
+
+from ritornello.errors import ArgumentError, nearest
+from ritornello.executors.reference import ReferenceExecutor
+from ritornello.executors.request import Executor, Request, Result
+
+EXECUTORS: dict[str, Executor] = {executor.name: executor for executor in (ReferenceExecutor(),)}
+
+__all__ = ["EXECUTORS", "Executor", "Request", "Result", "check_name", "choose"]
+
+
+def check_name(name: str) -> None:
+    """Raises ArgumentError unless `name` is an executor's or "auto"."""
+    if name != "auto" and name not in EXECUTORS:
+        raise ArgumentError(f"Unknown executor {name!r}: {nearest(name, ['auto', *EXECUTORS])}.")
+
+
+def choose(name: str, request: Request) -> Executor:
+    """The executor of that name, or for "auto" the first that supports the request.
+
+    Raises:
+        ArgumentError: a named executor that cannot run the request, with its reason.
+    """
+    if name == "auto":
+        return next(executor for executor in EXECUTORS.values() if executor.supports(request) is None)
+    executor = EXECUTORS[name]
+    reason = executor.supports(request)
+    if reason is not None:
+        raise ArgumentError(f"Executor {name!r} cannot run this: {reason}; use executor='auto' to let another take it.")
+    return executor

@@ -1,0 +1,125 @@
+"""The reference executor: the meaning of unfolding, in torch operations, level by level.
+
+Any device, any dtype, differentiable as often as the cell is. Every other executor is tested against it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ritornello.cells.cell import Cell, predecessors_axis
+from ritornello.errors import CellError
+from ritornello.executors.request import Request, Result
+from ritornello.structures.schedule import Level
+
+
+class ReferenceExecutor:
+    """Calls the cell itself, once a level."""
+
+    name = "reference"
+
+    def supports(self, request: Request) -> str | None:
+        return None
+
+    def run(self, request: Request) -> Result:
+        schedule, cell = request.schedule, request.cell
+        table = _Table(request)
+        inputs = request.x.split([level.stop - level.start for level in schedule.levels])
+        for level, x in zip(schedule.levels, inputs, strict=True):
+            new = _chain_step(cell, x, level, table) if isinstance(level.source, int) else _step(cell, x, level, table)
+            table.append(level, new)
+        fields = range(len(request.entry) if request.every_field else 1)
+        return Result(tuple(table.rows(field) for field in fields), table.last())
+
+
+class _Table:
+    """The schedule's table of states, kept as the pieces that were computed: blank, entries, then a piece a level."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.kind = type(request.entry)
+        self.pieces: list[Any] = [request.blank, request.entry]
+        self.starts = [0, 1]
+
+    def append(self, level: Level, state: Any) -> None:
+        self.pieces.append(state)
+        self.starts.append(self.request.schedule.first_row + level.start)
+
+    def consecutive(self, start: int, count: int) -> Any:
+        """The states of table rows start to start + count, which lie in one piece."""
+        piece = bisect_right(self.starts, start) - 1
+        state = self.pieces[piece]
+        offset = start - self.starts[piece]
+        if offset == 0 and len(state[0]) == count:
+            return state
+        return self.kind(*(field[offset : offset + count] for field in state))
+
+    def gather(self, rows: Tensor) -> Any:
+        """The states of any rows; only the pieces that hold some of them are touched."""
+        starts = torch.tensor(self.starts, device=rows.device)
+        piece_of = torch.searchsorted(starts, rows, right=True) - 1
+        used, compact = piece_of.unique(return_inverse=True)
+        sizes = torch.tensor([len(self.pieces[piece][0]) for piece in used.tolist()], device=rows.device)
+        offsets = sizes.cumsum(0) - sizes
+        index = (rows - starts[piece_of] + offsets[compact]).to(self.request.x.device)
+        pieces = [self.pieces[piece] for piece in used.tolist()]
+        return self.kind(*(torch.cat(fields)[index] for fields in zip(*pieces, strict=True)))
+
+    def rows(self, field: int) -> Tensor:
+        """One field of all schedule rows."""
+        computed = [state[field] for state in self.pieces[2:]]
+        return torch.cat(computed) if computed else self.request.entry[field][:0]
+
+    def last(self) -> Any:
+        """The final state of every sequence."""
+        last = self.request.schedule.last
+        return self.pieces[-1] if last is None else self.gather(last)
+
+
+def _chain_step(cell: Cell, x: Tensor, level: Level, table: _Table) -> Any:
+    assert isinstance(level.source, int)
+    return _checked(cell, cell(x, table.consecutive(level.source, len(x))), table.request.entry, (len(x),))
+
+
+def _step(cell: Cell, x: Tensor, level: Level, table: _Table) -> Any:
+    """One level of rows with any number of predecessors, on an axis of their own."""
+    assert isinstance(level.source, Tensor)
+    state = table.gather(level.source)
+    if level.source.shape[1] == 1:  # as on a chain: `total` is the identity
+        state = table.kind(*(field.squeeze(1) for field in state))
+        return _checked(cell, cell(x, state), table.request.entry, (len(x),))
+    with predecessors_axis():
+        new = cell(x.unsqueeze(1), state)
+    new = _checked(cell, new, table.request.entry, (len(x), 1), predecessors=level.source.shape[1])
+    return table.kind(*(field.squeeze(1) for field in new))
+
+
+def _checked(cell: Cell, new: Any, entry: Any, rows: tuple[int, ...], predecessors: int = 1) -> Any:
+    """The new state, if it has the fields and shapes that the cell's State promises.
+
+    It keeps the dtype that it entered with: under autocast the products are in the lower precision, the memory is not.
+    """
+    name, fields = type(cell).__name__, type(entry)._fields
+    if getattr(type(new), "_fields", None) != fields:
+        came = f"{type(new).__name__}({', '.join(getattr(type(new), '_fields', ()))})" if new is not None else "nothing"
+        raise CellError(f"{name}.forward returned {came}; return self.State({', '.join(fields)}).")
+    for field, value, before in zip(fields, new, entry, strict=True):
+        expected = (*rows, before.shape[-1])
+        if tuple(value.shape) == expected:
+            continue
+        if predecessors > 1 and tuple(value.shape) == (rows[0], predecessors, before.shape[-1]):
+            raise CellError(
+                f"{name} is a cell for chains: its state {field!r} keeps {predecessors} predecessors apart; "
+                f"to run it over trees, sum over predecessors with ritornello.total(...)."
+            )
+        raise CellError(
+            f"{name}.forward returned {field!r} of shape {tuple(value.shape)}; expected {expected}, "
+            f"as {name}.state_sizes says."
+        )
+    if all(value.dtype == before.dtype for value, before in zip(new, entry, strict=True)):
+        return new
+    return type(entry)(*(value.to(before.dtype) for value, before in zip(new, entry, strict=True)))
