@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ritornello import cells, data, engine, errors, executors, models, nn, structures, tasks, training
     from ritornello.cells import GRU, LSTM, Cell, Elman, total
     from ritornello.engine import Unfold
+    from ritornello.tasks import load
 
 _HOMES = {
     "Cell": "cells",
@@ -21,6 +22,7 @@ _HOMES = {
     "GRU": "cells",
     "LSTM": "cells",
     "Unfold": "engine",
+    "load": "tasks",
     "total": "cells",
 }
 _MODULES = ("cells", "data", "engine", "errors", "executors", "models", "nn", "structures", "tasks", "training")
@@ -37,6 +39,7 @@ __all__ = [
     "engine",
     "errors",
     "executors",
+    "load",
     "models",
     "nn",
     "structures",

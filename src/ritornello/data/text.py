@@ -12,13 +12,15 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from ritornello.errors import DataError
 
 BLOCK = 1 << 16  # characters: the most that is tokenized as one string
 
 
-def find(paths: Sequence[str | Path]) -> list[Path]:
-    """The text files behind `paths`: a file as given; a folder gives every regular file in it and below, sorted.
+def find(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The text files behind a path or several: a file as given; a folder gives every file in it and below, sorted.
 
     In a folder no file is chosen by its ending, but what starts with "." is left out, folders too.
 
@@ -26,7 +28,7 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
         DataError: a path that is missing, or can be read only once (a pipe), or a folder without files.
     """
     found: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file, path))
             if not inside:
@@ -119,6 +121,41 @@ def _not_utf8(path: str | Path, base: int, error: UnicodeDecodeError) -> DataErr
         f"{path}: byte {base + error.start} is 0x{error.object[error.start]:02x}, where the file stops being UTF-8; "
         "convert it (for example with iconv -f latin1 -t utf-8), or model its bytes with --level byte"
     )
+
+
+def encoded(text: str, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+    """`text.encode(encoding, errors)`, with a DataError where that fails."""
+    try:
+        return text.encode(encoding, errors)
+    except UnicodeEncodeError as error:
+        raise DataError(f"U+{ord(text[error.start]):04X} is half a character (a lone surrogate), not text") from None
+
+
+def codes(text: str) -> np.ndarray:
+    """The code point of each character: uint32, (characters,)."""
+    return np.frombuffer(encoded(text, "utf-32-le"), dtype="<u4")
+
+
+def named(characters: Sequence[str], most: int = 10) -> str:
+    """Characters for a message, at most `most` of them.
+
+    >>> named("aé\\n", most=2)
+    "'a' (U+0061), 'é' (U+00E9) and 1 more"
+    """
+    names = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in characters[:most])
+    return names + (f" and {len(characters) - most} more" if len(characters) > most else "")
+
+
+def printable(piece: bytes) -> str:
+    """UTF-8, perhaps cut within a character, for people: what cannot be seen is escaped as Python does.
+
+    >>> printable("né\\n".encode()), printable(b"\\xc3")
+    ('né\\\\n', '\\\\xc3')
+    """
+    try:
+        return repr(piece.decode())[1:-1]
+    except UnicodeDecodeError:
+        return repr(piece)[2:-1]
 
 
 def blocks(texts: Iterable[str], limit: int = BLOCK) -> Iterator[str]:

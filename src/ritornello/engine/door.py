@@ -36,14 +36,28 @@ def settle_input(cell: Cell, x: Tensor, batch_first: bool) -> tuple[Tensor, Layo
         raise ArgumentError(f"x has shape {tuple(x.shape)}; expected {order}, or (time, features) for one sequence.")
     if x.shape[-1] != cell.input_size:
         raise ArgumentError(f"x has {x.shape[-1]} features; {name} was made with input_size={cell.input_size}.")
-    if not x.is_floating_point():
-        raise ArgumentError(f"x has dtype {x.dtype}; expected a floating-point dtype, such as {torch.float32}.")
+    _check_floating(x)
     batched = x.dim() == 3
     if not batched:
         x = x.unsqueeze(1)
     elif batch_first:
         x = x.transpose(0, 1)
     return x, Layout(x.shape[0], x.shape[1], batch_first, batched)
+
+
+def settle_nodes(cell: Cell, x: Tensor, nodes: int) -> None:
+    """Checks the x of trees."""
+    expected = (nodes, cell.input_size)
+    if not isinstance(x, Tensor):
+        raise ArgumentError(f"x must be a tensor of shape {expected}, not {type(x).__name__}.")
+    if tuple(x.shape) != expected:
+        raise ArgumentError(f"x has shape {tuple(x.shape)}; expected {expected}: a row for each of the {nodes} nodes.")
+    _check_floating(x)
+
+
+def _check_floating(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ArgumentError(f"x has dtype {x.dtype}; expected a floating-point dtype, such as {torch.float32}.")
 
 
 def settle_lengths(lengths: Any, layout: Layout) -> Tensor | None:
@@ -98,6 +112,10 @@ def settle_state(cell: Cell, state: Any, blank: Any, x: Tensor, entries: int, ba
         raise ArgumentError(f"state has the fields {', '.join(state._fields)}; {name}.State has {', '.join(fields)}.")  # type: ignore[attr-defined]
     for field, value, size in zip(fields, state, cell.state_sizes, strict=True):
         expected = (entries, size) if batched else (size,)
+        if not isinstance(value, Tensor):
+            raise ArgumentError(
+                f"state field {field!r} must be a tensor of shape {expected}, not {type(value).__name__}."
+            )
         if tuple(value.shape) != expected:
             raise ArgumentError(f"state field {field!r} has shape {tuple(value.shape)}; expected {expected}.")
         if value.dtype != x.dtype or value.device != x.device:

@@ -142,11 +142,7 @@ class Unfold(nn.Module):
             True
         """
         schedule = forest(trees)
-        if x.dim() != 2 or x.shape != (schedule.rows, self.cell.input_size):
-            raise ArgumentError(
-                f"x has shape {tuple(x.shape)}; expected ({schedule.rows}, {self.cell.input_size}): "
-                f"a row for each of the {schedule.rows} nodes."
-            )
+        door.settle_nodes(self.cell, x, schedule.rows)
         blank = self._blank(x)
         entry = door.settle_state(self.cell, state, blank, x, schedule.entries)
         result = self._run(x, entry, blank, schedule, all_states)

@@ -60,6 +60,8 @@ class _Table:
 
     def gather(self, rows: Tensor) -> Any:
         """The states of any rows; only the pieces that hold some of them are touched."""
+        if not rows.numel():
+            return self.kind(*(field[:0] for field in self.request.entry))
         starts = torch.tensor(self.starts, device=rows.device)
         piece_of = torch.searchsorted(starts, rows, right=True) - 1
         used, compact = piece_of.unique(return_inverse=True)
@@ -92,8 +94,16 @@ def _step(cell: Cell, x: Tensor, level: Level, table: _Table) -> Any:
     if level.source.shape[1] == 1:  # as on a chain: `total` is the identity
         state = table.kind(*(field.squeeze(1) for field in state))
         return _checked(cell, cell(x, state), table.request.entry, (len(x),))
-    with predecessors_axis():
-        new = cell(x.unsqueeze(1), state)
+    try:
+        with predecessors_axis():
+            new = cell(x.unsqueeze(1), state)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise CellError(
+            f"{type(cell).__name__} cannot run over {level.source.shape[1]} predecessors ({error}); "
+            f"to run it over trees, sum over predecessors with ritornello.total(...)."
+        ) from error
     new = _checked(cell, new, table.request.entry, (len(x), 1), predecessors=level.source.shape[1])
     return table.kind(*(field.squeeze(1) for field in new))
 
@@ -109,6 +119,10 @@ def _checked(cell: Cell, new: Any, entry: Any, rows: tuple[int, ...], predecesso
         raise CellError(f"{name}.forward returned {came}; return self.State({', '.join(fields)}).")
     for field, value, before in zip(fields, new, entry, strict=True):
         expected = (*rows, before.shape[-1])
+        if not isinstance(value, Tensor):
+            raise CellError(
+                f"{name}.forward returned {field!r} as {type(value).__name__}; expected a tensor of shape {expected}."
+            )
         if tuple(value.shape) == expected:
             continue
         if predecessors > 1 and tuple(value.shape) == (rows[0], predecessors, before.shape[-1]):

@@ -1,1 +1,7 @@
+"""Models: what tasks train."""
 
+from ritornello.models.language_model import LanguageModel
+from ritornello.models.ngram import NGramModel
+from ritornello.models.sampling import generate, narrow
+
+__all__ = ["LanguageModel", "NGramModel", "generate", "narrow"]

@@ -114,7 +114,16 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:
         """As the layer's forward."""
         outputs, last = self.layer(x, state, **options)
+        if options.get("lengths") is not None:
+            x = self._without_padding(x, options["lengths"])
         return x + outputs, last
+
+    def _without_padding(self, x: Tensor, lengths: Tensor | Sequence[int]) -> Tensor:
+        time = x.shape[1 if self.batch_first and x.dim() == 3 else 0]
+        beyond = torch.arange(time, device=x.device)[:, None] >= torch.as_tensor(lengths, device=x.device)
+        if x.dim() == 3 and self.batch_first:
+            beyond = beyond.T
+        return x.masked_fill((beyond if x.dim() == 3 else beyond[:, 0])[..., None], 0)
 
 
 class Stack(nn.Module):

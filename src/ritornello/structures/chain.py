@@ -38,22 +38,21 @@ def chain(
         (4, [(0, 2), (2, 3), (3, 4)], [1, 0, 3, 5])
     """
     if lengths is None and resets is None:
-        return _dense(time, batch, reverse)
+        order = torch.arange(time * batch, device="cpu").view(time, batch).flip(0).flatten() if reverse else None
+        return Schedule(batch, time * batch, _dense(time, batch), order=order)
     return _ragged(time, batch, lengths, resets, reverse)
 
 
 @lru_cache(maxsize=128)
-def _dense(time: int, batch: int, reverse: bool) -> Schedule:
-    levels = tuple(Level(t * batch, (t + 1) * batch, 1 + t * batch) for t in range(time))
-    order = torch.arange(time * batch).view(time, batch).flip(0).flatten() if reverse else None
-    return Schedule(batch, time * batch, levels, order=order)
+def _dense(time: int, batch: int) -> tuple[Level, ...]:  # no tensor is cached: one made in inference mode cannot train
+    return tuple(Level(t * batch, (t + 1) * batch, 1 + t * batch) for t in range(time))
 
 
 def _ragged(time: int, batch: int, lengths: Tensor | None, resets: Tensor | None, reverse: bool) -> Schedule:
     if lengths is None:
-        lengths = torch.full((batch,), time)
+        lengths = torch.full((batch,), time, device="cpu")
     lengths, entry = lengths.sort(descending=True, stable=True)
-    steps = torch.arange(int(lengths[0]) if batch else 0)
+    steps = torch.arange(int(lengths[0]) if batch else 0, device="cpu")
     active = (lengths[None, :] > steps[:, None]).sum(1)  # sequences that reach each step: a prefix
     starts = torch.cat([active.new_zeros(1), active.cumsum(0)])
 
@@ -64,7 +63,7 @@ def _ragged(time: int, batch: int, lengths: Tensor | None, resets: Tensor | None
     first_row = 1 + batch
     previous = torch.where(t > 0, first_row + starts[t - 1] + b, 1 + b)  # table row of each row's predecessor
     if resets is not None:
-        previous = torch.where(_fresh(resets, position, entry[b], reverse), 0, previous)
+        previous = torch.where(_fresh(resets, t, position, entry[b], reverse), 0, previous)
 
     bounds = starts.tolist()
     levels = []
@@ -74,13 +73,14 @@ def _ragged(time: int, batch: int, lengths: Tensor | None, resets: Tensor | None
         levels.append(Level(start, stop, source))
 
     last = torch.empty_like(entry)
-    slot = torch.arange(batch)
+    slot = torch.arange(batch, device="cpu")
     last[entry] = torch.where(lengths > 0, first_row + starts[(lengths - 1).clamp(min=0)] + slot, 1 + slot)
     return Schedule(batch, bounds[-1], tuple(levels), order=order, entry=entry, last=last)
 
 
-def _fresh(resets: Tensor, position: Tensor, sequence: Tensor, reverse: bool) -> Tensor:
+def _fresh(resets: Tensor, step: Tensor, position: Tensor, sequence: Tensor, reverse: bool) -> Tensor:
     """Which rows start anew: where a sequence begins; walking backwards, the step before that."""
-    if reverse:
-        resets = torch.cat([resets[1:], resets.new_zeros(1, resets.shape[1])])
-    return resets[position, sequence]
+    if not reverse:
+        return resets[position, sequence]
+    after = torch.cat([resets[1:], resets.new_zeros(1, resets.shape[1])])
+    return after[position, sequence] & (step > 0)  # what follows the first step walked is padding

@@ -43,7 +43,7 @@ def forest(trees: Sequence[Sequence[int]]) -> Schedule:
     for node, parent in enumerate(parents):
         if parent >= 0:
             children[parent].append(node)
-    height = _heights(parents, children)
+    height = _heights(parents, children, tree_of)
 
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for node in range(len(parents)):
@@ -60,9 +60,10 @@ def forest(trees: Sequence[Sequence[int]]) -> Schedule:
             row_of[node] = len(order)
             order.append(node)
         sources = [[first_row + row_of[k] for k in children[n]] or [1 + tree_of[n]] for n in nodes]
-        levels.append(Level(start, len(order), torch.tensor(sources)))
-    last = torch.tensor([first_row + row_of[root] for root in roots], dtype=torch.long)
-    return Schedule(len(trees), len(order), tuple(levels), order=torch.tensor(order, dtype=torch.long), last=last)
+        levels.append(Level(start, len(order), torch.tensor(sources, device="cpu")))
+    last = torch.tensor([first_row + row_of[root] for root in roots], dtype=torch.long, device="cpu")
+    rows = torch.tensor(order, dtype=torch.long, device="cpu")
+    return Schedule(len(trees), len(order), tuple(levels), order=rows, last=last)
 
 
 def _root(number: int, tree: Sequence[int]) -> int:
@@ -77,7 +78,7 @@ def _root(number: int, tree: Sequence[int]) -> int:
     return roots[0]
 
 
-def _heights(parents: list[int], children: list[list[int]]) -> list[int]:
+def _heights(parents: list[int], children: list[list[int]], tree_of: list[int]) -> list[int]:
     """Longest way down to a leaf, leaves first; what is never reached lies on a cycle."""
     waiting = [len(below) for below in children]
     height = [0] * len(parents)
@@ -91,5 +92,8 @@ def _heights(parents: list[int], children: list[list[int]]) -> list[int]:
                 ready.append(parent)
     if len(ready) < len(parents):
         node = next(node for node, count in enumerate(waiting) if count)
-        raise ArgumentError(f"The parents form a cycle through node {node}; a tree has none.")
+        tree = tree_of[node]
+        raise ArgumentError(
+            f"Tree {tree}: the parents form a cycle through node {node - tree_of.index(tree)}; a tree has none."
+        )
     return height

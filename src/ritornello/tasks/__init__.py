@@ -1,1 +1,28 @@
+"""Tasks: data, model, loss and score of one job each."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ritornello.errors import RunError, nearest
+
+
+def load(path: str | Path, **options: Any) -> Any:
+    """A trained model from its run folder, of whatever task. Executes nothing that the folder holds.
+
+    Args:
+        path: the folder.
+        **options: as the task's own `load` takes them: `cell`, `device`.
+
+    Raises:
+        RunError: no such run, a damaged one, or one of another version or of an unknown task.
+    """
+    from ritornello.tasks import language_model
+    from ritornello.training.run import Run
+
+    loaders = {language_model.TASK: language_model.load}
+    task = Run.open(path).config["task"]
+    if task not in loaders:
+        raise RunError(f"{path} holds the unknown task {task!r}: {nearest(str(task), loaders)}.")
+    return loaders[task](path, **options)

@@ -1,0 +1,47 @@
+"""rit sample: text from a trained model, as it is drawn."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+
+def sample(
+    run: Annotated[str, typer.Argument(help="The run's folder.")],
+    prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "",
+    length: Annotated[int, typer.Option(help="Tokens to draw; fewer where the end symbol comes.")] = 500,
+    until: Annotated[str, typer.Option(help="End the text once this was drawn.")] = "",
+    temperature: Annotated[float, typer.Option(help="Below 1 sharper, above 1 wilder, 0 always the likeliest.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest tokens that make up this share; 1: from all.")
+    ] = 1.0,
+    count: Annotated[int, typer.Option(help="How many texts, drawn side by side.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same text.")] = 0,
+    cell: Annotated[str, typer.Option(help="The run's foreign cell, named again; its code is run.")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
+) -> None:
+    """Write text with a trained language model."""
+    from ritornello.tasks import load
+
+    model = load(run, cell=cell or None, device=device)
+    options = {
+        "length": length,
+        "until": until,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    if count > 1:
+        for number, text in enumerate(model.sample(prompt, count=count, **options), 1):
+            print(f"--- {number} ---\n{text}")
+        return
+    stream = model.stream(prompt, **options)
+    sys.stdout.write(prompt)
+    for (piece,) in stream:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    print()

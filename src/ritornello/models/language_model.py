@@ -1,0 +1,87 @@
+"""A recurrent language model: p(next symbol | all symbols before it)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ritornello.cells import Cell
+from ritornello.errors import ArgumentError
+from ritornello.nn import Stack
+
+
+class LanguageModel(nn.Module):
+    r"""Embedding, a stack of cells, and a softmax over the vocabulary.
+
+    .. math:: \log p(y^{(1)}, …, y^{(τ)}) = \sum_t \log p(y^{(t)} \mid y^{(t-1)}, …, y^{(1)})
+
+    with the hidden state as the only memory of what came before (Goodfellow, Bengio & Courville, eq. 10.31; Mikolov
+    et al. 2010). The output layer shares the embedding's weights where sizes allow (Press & Wolf 2017).
+
+    Args:
+        vocabulary: how many symbols there are.
+        cell: a `Cell` class, or any function of (input_size, hidden_size) that makes one.
+        embedding: features of a symbol's vector.
+        hidden: features of each layer's state.
+        layers: how many layers of cells.
+        dropout: share zeroed, in training, of the embeddings, between layers and before the output layer.
+        tied: share the embedding's weights with the output layer where embedding and output have the same size.
+
+    Shapes:
+        tokens (time, batch) integers; logits (time, batch, vocabulary), before the softmax.
+
+    Raises:
+        ArgumentError: a size that is no positive integer, or a dropout outside 0 to 1.
+
+    Example:
+        >>> import torch, ritornello as rit
+        >>> model = LanguageModel(vocabulary=4, cell=rit.LSTM, embedding=3, hidden=5)
+        >>> logits, state = model(torch.tensor([[0], [1], [2]]))
+        >>> logits.shape
+        torch.Size([3, 1, 4])
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        cell: Callable[[int, int], Cell],
+        *,
+        embedding: int,
+        hidden: int,
+        layers: int = 1,
+        dropout: float = 0.0,
+        tied: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, size in (("vocabulary", vocabulary), ("embedding", embedding)):
+            if size < 1:
+                raise ArgumentError(f"LanguageModel: {name} must be a positive integer, not {size}.")
+        self.embed = nn.Embedding(vocabulary, embedding)
+        self.stack = Stack.of(cell, embedding, hidden, layers=layers, dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(self.stack.output_size, vocabulary)
+        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
+        nn.init.uniform_(self.output.weight, -0.1, 0.1)
+        nn.init.zeros_(self.output.bias)
+        self.tied = tied and self.stack.output_size == embedding
+        if self.tied:
+            self.output.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """The logits of the next symbol at each step, and the state after the last.
+
+        Args:
+            tokens: (time, batch) integers.
+            state: what a call before it returned, so that text goes on; None at the beginning of a text.
+        """
+        outputs, state = self.stack(self.dropout(self.embed(tokens)), state)
+        return self.output(self.dropout(outputs)), state
+
+    @torch.no_grad()
+    def advance(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """One step of many texts: (batch,) symbols in, (batch, vocabulary) log-probabilities of the next one out."""
+        logits, state = self(tokens.unsqueeze(0), state)
+        return logits[0].float().log_softmax(-1), state

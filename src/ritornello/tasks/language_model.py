@@ -1,0 +1,478 @@
+"""Language modelling: text in, a model that predicts and writes it out."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ritornello.cells import catalogue
+from ritornello.data import corpus as embedded
+from ritornello.data.tokenizer import StreamDecoder, Tokenizer
+from ritornello.data.tokens import Corpus, TokenFile, encode_text, prepare
+from ritornello.errors import ArgumentError, DataError, RunError, nearest
+from ritornello.models.language_model import LanguageModel
+from ritornello.models.ngram import NGramModel
+from ritornello.models.sampling import generate
+from ritornello.models.scoring import scores, stream_nats, window_nats
+from ritornello.tasks.language_model_config import LanguageModelConfig, TextConfig
+from ritornello.training.config import TrainingConfig, from_json
+from ritornello.training.display import Display
+from ritornello.training.files import load_weights, read_tensors, write_tensors
+from ritornello.training.log import Log
+from ritornello.training.loop import train as train_loop
+from ritornello.training.run import Run
+
+TASK = "language-model"
+EVALUATION_LANES = 64
+CONFIGS = {"text": TextConfig, "model": LanguageModelConfig, "training": TrainingConfig}
+
+
+class LanguageModelTask:
+    """Contiguous batches of a text whose state carries over, and the cross-entropy of the next token.
+
+    The training part is cut into `batch` lanes that are read side by side, `window` tokens at a time; the state is
+    carried from window to window and gradients stop between them (truncated back-propagation through time). Where the
+    lanes begin is drawn anew for each epoch from the seed, so that windows fall differently.
+
+    Args:
+        corpus: the prepared text.
+        window: tokens a window.
+        batch: lanes.
+        seed: of the lanes' beginnings.
+
+    Raises:
+        DataError: the training part is too short for so many lanes.
+    """
+
+    def __init__(self, corpus: Corpus, window: int, batch: int, seed: int) -> None:
+        self.corpus = corpus
+        self.window = window
+        self.batch = batch
+        self.seed = seed
+        self.text: TokenFile = corpus.parts["train"]
+        if len(self.text) <= batch:
+            raise DataError(
+                f"The training part has {len(self.text)} tokens; --batch {batch} needs at least {batch + 1}: "
+                "give more text or a smaller batch."
+            )
+        lane = (len(self.text) - 1) // batch
+        spare = -(-window // batch)
+        self.lane = lane - spare if lane >= 10 * spare else lane
+
+    def windows(self) -> int:
+        return -(-self.lane // self.window)
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets, both (time, batch), on the CPU."""
+        room = len(self.text) - 1 - self.batch * self.lane
+        first = int(np.random.default_rng((self.seed, epoch)).integers(room + 1))
+        lanes = first + np.arange(self.batch) * self.lane
+        for number in range(start, self.windows()):
+            offset = number * self.window
+            tokens = self.text.windows(lanes + offset, min(self.window, self.lane - offset) + 1)
+            text = torch.from_numpy(tokens.astype(np.int64)).T
+            yield text[:-1], text[1:]
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], carry: Any) -> tuple[Tensor, Any, int]:
+        inputs, targets = (tokens.to(next(model.parameters()).device) for tokens in batch)
+        logits, carry = model(inputs, carry)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), carry, targets.numel()
+
+    def blank(self, model: nn.Module) -> Any:
+        with torch.no_grad():
+            return model(torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))[1]
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, LanguageModel)
+        found = Predictor(model, self.corpus.tokenizer).score(
+            self.corpus.parts["valid"], self.corpus.info["valid"].characters
+        )
+        found.pop("tokens")
+        return {f"valid_{name}": value for name, value in found.items()}
+
+
+class Predictor:
+    """A trained recurrent model or n-gram model behind one face."""
+
+    def __init__(self, model: LanguageModel | NGramModel, tokenizer: Tokenizer) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def advance(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """(batch,) tokens and a state to (batch, vocabulary) log-probabilities and the next state."""
+        if isinstance(self.model, LanguageModel):
+            return self.model.advance(tokens, state)
+        histories = [[*past, int(token)] for past, token in zip(state or [[]] * len(tokens), tokens, strict=True)]
+        histories = [past[-self.model.order :] for past in histories]
+        p = np.stack([self.model.distribution(past) for past in histories])
+        return torch.from_numpy(p).log(), histories
+
+    def score(
+        self, text: TokenFile, characters: int, *, lanes: int = EVALUATION_LANES, window: int = 0
+    ) -> dict[str, float]:
+        """Scores a text; `lanes` and `window` as in `LanguageModelRun.evaluate`."""
+        total, predicted = 0.0, 0
+        for nats, count in self._nats(text, lanes, window):
+            total, predicted = total + nats, predicted + count
+        return scores(total, predicted, len(text), characters)
+
+    def _nats(self, text: TokenFile, lanes: int, window: int) -> Iterator[tuple[float, int]]:
+        if isinstance(self.model, LanguageModel):
+            self.model.eval()
+            if window:
+                yield from window_nats(self.model, text.windows, len(text), window)
+            else:
+                yield from stream_nats(self.model, text.windows, len(text), lanes=lanes)
+            return
+        block = window or 1 << 20
+        for start in range(0, len(text) - 1, block):
+            context = text.read(max(0, start + 1 - (1 if window else self.model.order)), start + 1)
+            tokens = text.read(start + 1, min(start + 1 + block, len(text)))
+            yield float(self.model.nats(tokens, context).sum()), len(tokens)
+
+
+class LanguageModelRun:
+    """A trained language model: writes text and scores it. Made by `train` or `ritornello.load`.
+
+    Attributes:
+        run: its folder and configuration.
+        model: the network, or the n-gram model.
+        tokenizer: between text and token ids.
+        interrupted: whether Ctrl-C ended its training early.
+    """
+
+    def __init__(self, run: Run, model: LanguageModel | NGramModel, tokenizer: Tokenizer) -> None:
+        self.run = run
+        self.model = model
+        self.tokenizer = tokenizer
+        self.interrupted = False
+        self._predictor = Predictor(model, tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.model.embed.weight.device if isinstance(self.model, LanguageModel) else torch.device("cpu")
+
+    def parts(self) -> list[str]:
+        """Which parts of the run's own text there are."""
+        return list(Corpus.open(self.run.path).parts)
+
+    def stream(
+        self, prompt: str = "", *, count: int = 1, length: int = 500, until: str = "", **options: Any
+    ) -> Iterator[list[str]]:
+        """Draws texts, a token of each at a time.
+
+        Args:
+            prompt: what all texts begin with. Default: nothing, a text begins as after the end of another.
+            count: how many texts, drawn side by side.
+            length: tokens to draw for each, fewer where the end symbol is drawn.
+            until: end a text once what was drawn holds this; what follows it is cut off.
+            **options: temperature (1), top_k (0: all), top_p (1: all) and seed (0), as in `models.narrow`.
+
+        Yields:
+            What each text has grown by, `count` pieces of text; "" for one that has ended.
+
+        Raises:
+            DataError: the prompt has symbols that the vocabulary lacks. ArgumentError: an option out of range.
+        """
+        decoders = [StreamDecoder(self.tokenizer) for _ in range(count)]
+        tails = [""] * count
+        ended = [False] * count
+        forbidden = [] if self.tokenizer.unknown is None else [self.tokenizer.unknown]
+        drawn = generate(
+            self._predictor.advance,
+            self._prompt(prompt),
+            count=count,
+            length=length,
+            end=self.tokenizer.end,
+            forbidden=forbidden,
+            device=self.device,
+            **options,
+        )
+        for tokens in drawn:
+            pieces = []
+            for number, token in enumerate(tokens.tolist()):
+                piece = "" if ended[number] else decoders[number].push(token)
+                ended[number] |= token == self.tokenizer.end
+                if until and piece:
+                    seen = tails[number] + piece
+                    if (place := seen.find(until)) >= 0:
+                        piece = seen[len(tails[number]) : place + len(until)]
+                        ended[number] = True
+                    tails[number] = seen[-len(until) :]
+                pieces.append(piece)
+            yield pieces
+            if all(ended):
+                return
+        yield ["" if done else decoder.finish() for done, decoder in zip(ended, decoders, strict=True)]
+
+    def sample(self, prompt: str = "", *, count: int = 1, **options: Any) -> str | list[str]:
+        """Draws texts at once; arguments as in `stream`.
+
+        Returns:
+            The text, prompt included; with `count` above 1 a list of texts.
+        """
+        texts = [prompt] * count
+        for pieces in self.stream(prompt, count=count, **options):
+            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        return texts[0] if count == 1 else texts
+
+    def evaluate(
+        self, text: str | Path | Sequence[str | Path], *, lanes: int = EVALUATION_LANES, window: int = 0
+    ) -> dict[str, float]:
+        """Scores files or folders of text, or a part of the run's own text.
+
+        Args:
+            text: paths, or "train", "valid" or "test".
+            lanes: parts of the text that a recurrent model reads side by side, each but the first after a warm-up of
+                512 unscored tokens. 1 reads it as one stream, exactly, and takes longer.
+            window: score windows of this many tokens that know nothing of each other; 0 (default) carries the state.
+
+        Returns:
+            loss (nats a token), bits_per_character, perplexity, tokens (predicted: all but the first).
+
+        Raises:
+            DataError: a file that is missing, empty, not UTF-8 or of symbols that the vocabulary lacks.
+        """
+        if lanes < 1 or window < 0:
+            raise ArgumentError(f"lanes must be at least 1 and window at least 0, not {lanes} and {window}.")
+        if isinstance(text, str) and text in ("train", "valid", "test"):
+            corpus = Corpus.open(self.run.path)
+            if text not in corpus.parts:
+                raise DataError(f"{self.run.path} has no {text} part; it has {', '.join(corpus.parts)}.")
+            return self._predictor.score(corpus.parts[text], corpus.info[text].characters, lanes=lanes, window=window)
+        paths = [text] if isinstance(text, str | Path) else list(text)
+        with tempfile.TemporaryDirectory() as folder:
+            tokens, info = encode_text(self.tokenizer, paths, folder, self.run.section("text")["documents"])
+            return self._predictor.score(tokens, info.characters, lanes=lanes, window=window)
+
+    def _prompt(self, prompt: str) -> list[int]:
+        if prompt:
+            return self.tokenizer.encode(prompt).tolist()
+        if self.tokenizer.end is not None:
+            return [self.tokenizer.end]
+        return [self.tokenizer.symbols.index("\\n") if "\\n" in self.tokenizer.symbols else 0]
+
+
+def train(
+    out: str | Path, *, overwrite: bool = False, watch: Display | None = None, **options: Any
+) -> LanguageModelRun:
+    """Trains a language model and keeps it in a run folder.
+
+    Args:
+        out: the folder; it appears when the text is read and everything fits.
+        overwrite: replace the run that is there.
+        watch: shows training, such as `ritornello.training.Display()`. Default: nothing is shown.
+        **options: fields of `TextConfig`, `LanguageModelConfig` and `TrainingConfig` by name; all have defaults. `cell`
+            may be a class.
+
+    Returns:
+        The trained model, with the weights that scored best on the validation part.
+
+    Raises:
+        ArgumentError, DataError, RunError: an option, a text or a folder that does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> path = Path(folder.name, "song.txt")
+        >>> _ = path.write_text("da capo al fine " * 40)
+        >>> song = train(f"{folder.name}/run", train=path, steps=60, batch=4, hidden=16, lr=0.03)
+        >>> song.sample("da capo", length=8, temperature=0)
+        'da capo al fine'
+        >>> folder.cleanup()
+    """
+    cell = options.get("cell")
+    if isinstance(cell, type):
+        options["cell"] = f"{cell.__module__}:{cell.__qualname__}"
+    configs = _configs(options)
+    cell_class = cell if isinstance(cell, type) else catalogue.find(configs["model"].cell)
+    _check_device(configs["training"])
+    with Run.prepare(out, TASK, {name: asdict(config) for name, config in configs.items()}, overwrite=overwrite) as run:
+        _prepare(run, configs["text"], watch)
+    return _fit(run.moved(out), cell_class, watch, resume=False)
+
+
+def resume(
+    out: str | Path,
+    *,
+    cell: str | type | None = None,
+    given: Mapping[str, Any] | None = None,
+    watch: Display | None = None,
+) -> LanguageModelRun:
+    """Goes on with a run that was stopped, with its own options, exactly as if it had not been.
+
+    Args:
+        out: the run's folder.
+        cell: the run's foreign cell, named again (or its class); see `load`.
+        given: options as `train` takes them; they must be the run's own.
+        watch: as in `train`.
+
+    Raises:
+        RunError: no such run, a damaged one, or one with a foreign cell that is not named. DataError: its text is gone
+            and was not encoded yet. ArgumentError: an option that is not the run's own.
+    """
+    given = dict(given or {})
+    with Run.reopen(out, TASK) as run:
+        cell_class = _cell(run, cell or given.pop("cell", None))
+        for name, config in _configs(given).items():
+            for option in set(given) & {field.name for field in fields(config)}:
+                asked, own = getattr(config, option), getattr(_section(run, name), option)
+                if asked != own:
+                    raise ArgumentError(f"{option} is {own!r} in {out} and cannot become {asked!r}; leave it out.")
+        if not (run.path / "tokens" / "info.json").exists():
+            _prepare(run, _section(run, "text"), watch)
+    return _fit(run.moved(out), cell_class, watch, resume=True)
+
+
+def load(path: str | Path, *, cell: str | type | None = None, device: str = "cpu") -> LanguageModelRun:
+    """A trained language model from its run folder. Executes nothing that the folder holds.
+
+    Args:
+        path: the folder.
+        cell: where the run was trained with a cell of somebody's own, its name again, `module:Class` or
+            `FILE.py:Class`, or its class: only what you name is imported.
+        device: where to put the model.
+
+    Raises:
+        RunError: no such run, or one that is damaged, unfinished, of another version, or with a foreign cell that is
+            not named.
+    """
+    run = Run.open(path)
+    if run.config["task"] != TASK:
+        raise RunError(f"{run.path} holds the task {run.config['task']!r}; expected {TASK!r}.")
+    text, kind = _section(run, "text"), _section(run, "model").model
+    cell_class = _cell(run, cell) if kind == "rnn" else None
+    tokenizer = Tokenizer.load(run.path / "tokenizer.json", text.level)
+    tensors, _ = read_tensors(run.model_file)
+    if cell_class is None:
+        model: LanguageModel | NGramModel = NGramModel.from_tensors({k: v.numpy() for k, v in tensors.items()})
+        if model.vocabulary_size != tokenizer.vocabulary_size:
+            raise RunError(f"{run.path}: model and tokenizer have {model.vocabulary_size} and "
+                           f"{tokenizer.vocabulary_size} tokens; they belong to different runs.")  # fmt: skip
+    else:
+        model = _build(run, tokenizer, cell_class)
+        load_weights(model, tensors, run.model_file)
+        model.eval().to(device)
+    return LanguageModelRun(run, model, tokenizer)
+
+
+def _fit(run: Run, cell_class: Callable[..., Any], watch: Display | None, *, resume: bool) -> LanguageModelRun:
+    """Trains on a prepared run."""
+    corpus = Corpus.open(run.path)
+    config = _section(run, "training")
+    if _section(run, "model").model == "ngram":
+        _fit_ngram(run, corpus)
+        return load(run.path)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    model = _build(run, corpus.tokenizer, cell_class).to(config.device)
+    task = LanguageModelTask(corpus, _section(run, "model").window, config.batch, config.seed)
+    _, interrupted = train_loop(task, model, config, run, resume=resume, watch=watch)
+    load_weights(model, read_tensors(run.model_file)[0], run.model_file)
+    found = LanguageModelRun(run, model.eval(), corpus.tokenizer)
+    found.interrupted = interrupted
+    return found
+
+
+def _fit_ngram(run: Run, corpus: Corpus) -> None:
+    """Counts the training part, and logs one evaluation."""
+    text = corpus.parts["train"]
+    begin = time.monotonic()
+    order = _section(run, "model").order_for(corpus.tokenizer.level)
+    model = NGramModel.fit(text.read(0, len(text)), corpus.tokenizer.vocabulary_size, order)
+    seconds = time.monotonic() - begin
+    predictor = Predictor(model, corpus.tokenizer)
+    scored = {part: predictor.score(corpus.parts[part], corpus.info[part].characters) for part in ("train", "valid")}
+    scored["valid"].pop("tokens")
+    row = {"step": 1, "epoch": 1, "seconds": time.monotonic() - begin, "epoch_seconds": seconds}
+    row |= {"train_loss": scored["train"]["loss"], "tokens_per_second": len(text) / max(seconds, 1e-9)}
+    row |= {f"valid_{name}": value for name, value in scored["valid"].items()}
+    write_tensors(run.model_file, {name: torch.from_numpy(array) for name, array in model.tensors().items()}, {})
+    with contextlib.closing(Log(run)) as log:
+        log.write(row)
+
+
+def _configs(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, each where it belongs."""
+    homes = {field.name: name for name, kind in CONFIGS.items() for field in fields(kind)}
+    parts: dict[str, dict[str, Any]] = {name: {} for name in CONFIGS}
+    for name, value in options.items():
+        if name not in homes:
+            raise ArgumentError(f"Unknown option {name!r}: {nearest(name, homes)}.")
+        parts[homes[name]][name] = value
+    return {name: kind(**parts[name]) for name, kind in CONFIGS.items()}
+
+
+def _section(run: Run, name: str) -> Any:
+    """One of the run's configurations, checked."""
+    return from_json(CONFIGS[name], run.section(name), f"{run.path / 'config.json'}, section {name!r},")
+
+
+def _cell(run: Run, named: str | type | None) -> Callable[..., Any]:
+    """The run's cell; a foreign one only if the caller names it too."""
+    own = _section(run, "model").cell
+    if isinstance(named, type):
+        named_as, found = f"{named.__module__}:{named.__qualname__}", named
+    else:
+        named_as, found = named or own, None
+    if named_as != own:
+        raise RunError(f"{run.path} was trained with the cell {own!r}, not {named_as!r}.")
+    if catalogue.is_foreign(own) and named is None:
+        raise RunError(
+            f"{run.path} was trained with the foreign cell {own!r}, whose code is run only if you ask for it: "
+            f"name it again with --cell {own} (in Python, cell={own!r})."
+        )
+    return found or catalogue.find(own)
+
+
+def _build(run: Run, tokenizer: Tokenizer, cell: Callable[..., Any]) -> LanguageModel:
+    config = _section(run, "model")
+    return LanguageModel(
+        tokenizer.vocabulary_size,
+        cell,
+        embedding=config.embedding_for(tokenizer.level),
+        hidden=config.hidden,
+        layers=config.layers,
+        dropout=config.dropout,
+        tied=config.tied,
+    )
+
+
+def _prepare(run: Run, text: TextConfig, watch: Display | None) -> None:
+    """Encodes the run's text into its folder."""
+    given = {}
+    for part in ("train", "valid", "test"):
+        spooled = run.path / "stdin.txt"
+        given[part] = [spooled if path == "-" and spooled.exists() else path for path in getattr(text, part)]
+    if not text.train:
+        given["train"] = [embedded.write("help-topics", run.path / "help-topics.txt")]
+    prepare(
+        run.path,
+        text.level,
+        **given,
+        split=text.shares(),
+        vocabulary=text.vocabulary or None,
+        documents=text.documents,
+        progress=watch.preparing if watch else None,
+    )
+    (run.path / "stdin.txt").unlink(missing_ok=True)
+
+
+def _check_device(config: TrainingConfig) -> None:
+    try:
+        torch.zeros(1, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(f"Device {config.device!r} cannot be used here: {reason}") from error

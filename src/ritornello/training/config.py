@@ -1,0 +1,115 @@
+"""The options that all tasks share. Needs no torch, so that `rit --help` is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from ritornello.errors import ArgumentError, RunError, nearest
+
+OPTIMISERS = ("adamw", "adam", "rmsprop", "sgd")
+SCHEDULES = ("cosine", "constant", "plateau")
+PRECISIONS = ("float32", "bfloat16")
+DEFAULT_MINUTES = 3.0
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained.
+
+    Attributes:
+        steps: a budget of so many updates of the weights. Give one of steps, epochs and minutes; none is 3 minutes.
+        epochs: a budget of so many passes over the training part.
+        minutes: a budget of wall time, evaluations included.
+        batch: sequences that are trained side by side.
+        accumulate: batches whose gradients are averaged into one update; 0 takes the whole epoch (full-batch descent).
+        optimiser: adamw (Loshchilov & Hutter 2019), adam, rmsprop or sgd.
+        lr: the highest learning rate.
+        momentum: of sgd and rmsprop.
+        beta1: of adam and adamw, for the mean of gradients.
+        beta2: of adam and adamw, for the mean of their squares.
+        weight_decay: on matrices, not on vectors; decoupled in adamw, λ/2·Σw² in the loss elsewhere.
+        schedule: cosine (to zero at the end of the budget), constant, or plateau (halved when two evaluations in a row
+            bring no better loss).
+        warmup: updates over which the rate rises from 0.
+        clip_norm: the largest norm of all gradients together (Pascanu et al. 2013); 0 does not clip.
+        clip_value: the largest absolute value of a gradient's component; 0 does not clip.
+        evaluations: how often the validation part is scored in the course of the budget.
+        patience: stop after this many evaluations in a row without a better loss; 0 never does.
+        seed: of the initial weights, the order of data and dropout.
+        device: cpu, cuda, mps, or any name that torch knows.
+        precision: float32, or bfloat16 by torch.autocast.
+        threads: of torch; 0 leaves them as they are.
+
+    Raises:
+        ArgumentError: a value out of its range.
+
+    Example:
+        >>> TrainingConfig(steps=100, lr=1e-3).schedule
+        'cosine'
+    """
+
+    steps: int = 0
+    epochs: float = 0.0
+    minutes: float = 0.0
+    batch: int = 32
+    accumulate: int = 1
+    optimiser: str = "adamw"
+    lr: float = 6e-3
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    warmup: int = 50
+    clip_norm: float = 1.0
+    clip_value: float = 0.0
+    evaluations: int = 10
+    patience: int = 0
+    seed: int = 1
+    device: str = "cpu"
+    precision: str = "float32"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name, legal in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            value = getattr(self, name)
+            if value not in legal:
+                raise ArgumentError(f"Unknown {name} {value!r}: {nearest(str(value), legal)}.")
+        for name in ("batch", "evaluations"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not 0 <= value < float("inf"):
+                raise ArgumentError(f"{field.name} must be 0 or greater and finite, not {value}.")
+        for name in ("momentum", "beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise ArgumentError(f"{name} must be below 1, not {getattr(self, name)}.")
+        budgets = [name for name in ("steps", "epochs", "minutes") if getattr(self, name)]
+        if len(budgets) > 1:
+            raise ArgumentError(f"Give one budget, steps, epochs or minutes; came: {' and '.join(budgets)}.")
+        if not budgets:
+            object.__setattr__(self, "minutes", DEFAULT_MINUTES)
+
+
+def from_json(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """A config dataclass from a run's JSON; an unknown or missing key or an illegal value is an error.
+
+    Raises:
+        RunError: naming `where` and the key or value that does not fit.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    unknown = [key for key in values if key not in known]
+    missing = [key for key in known if key not in values]
+    if unknown:
+        raise RunError(f"{where} holds the unknown key {unknown[0]!r}: {nearest(unknown[0], known)}.")
+    if missing:
+        raise RunError(f"{where} lacks the key {missing[0]!r}; it was cut or written by another version.")
+    try:
+        return kind(**values)
+    except (ArgumentError, TypeError) as error:
+        raise RunError(f"{where} holds a value that does not fit: {error}") from error

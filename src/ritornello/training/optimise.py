@@ -1,0 +1,64 @@
+"""Updates: optimisers, learning rates, clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from ritornello.training.config import TrainingConfig
+
+
+def make_optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimiser that the configuration names; weight decay falls on matrices and not on vectors."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    betas = (config.beta1, config.beta2)
+    match config.optimiser:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
+        case "adam":
+            return torch.optim.Adam(groups, lr=config.lr, betas=betas, fused=True)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, lr=config.lr, momentum=config.momentum)
+        case _:
+            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+
+
+def learning_rate(config: TrainingConfig, step: int, fraction: float, scale: float) -> float:
+    """The rate of the next update.
+
+    Args:
+        config: names the schedule.
+        step: updates done so far.
+        fraction: share of the budget that is spent, 0 to 1.
+        scale: what plateaus have left of the rate, 1 where there were none.
+
+    Example:
+        >>> config = TrainingConfig(steps=100, lr=1.0, warmup=10)
+        >>> [round(learning_rate(config, step, step / 100, 1.0), 3) for step in (0, 9, 50, 100)]
+        [0.1, 0.98, 0.5, 0.0]
+    """
+    rate = config.lr
+    if config.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0)))
+    elif config.schedule == "plateau":
+        rate *= scale
+    if step < config.warmup:
+        rate *= (step + 1) / config.warmup
+    return rate
+
+
+def clip(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> None:
+    """Clips gradients by value, then by the norm of all together."""
+    parameters = list(parameters)
+    if config.clip_value:
+        nn.utils.clip_grad_value_(parameters, config.clip_value)
+    if config.clip_norm:
+        nn.utils.clip_grad_norm_(parameters, config.clip_norm)

@@ -1,0 +1,136 @@
+"""Naive twins of the engine: plain loops that call a cell one row at a time. Nothing here is shared with the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ritornello.cells import CELLS, GRU, LSTM, Cell, Elman, predecessors_axis
+
+
+def segments(length: int, resets: Sequence[bool]) -> list[tuple[int, int]]:
+    """The runs of steps that no state crosses out of: [start, stop) of each, in time's order."""
+    starts = sorted({0} | {step for step in range(length) if resets[step]}) if length else []
+    return list(zip(starts, [*starts[1:], length], strict=True))
+
+
+def chain_twin(
+    cell: Cell,
+    x: Tensor,
+    initial: Any,
+    given: Any = None,
+    lengths: Sequence[int] | None = None,
+    resets: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Any, Any]:
+    """Each sequence by itself, step by step.
+
+    Args:
+        x: (time, batch, features).
+        initial: what a sequence begins with, fields (1, size).
+        given: what the sequences enter with instead, fields (batch, size); read by the segment that is walked first,
+            unless a reset stands at the very first step of time.
+
+    Returns:
+        The states of all steps, fields (time, batch, size), zero in the padding; and the last, fields (batch, size).
+    """
+    time, batch = x.shape[:2]
+    columns, lasts = [], []
+    for b in range(batch):
+        length = time if lengths is None else lengths[b]
+        marks = [False] * time if resets is None else resets[:, b].tolist()
+        enters = initial if given is None else cell.State(*(field[b : b + 1] for field in given))
+        state, states = enters, {}
+        runs = segments(length, marks)
+        for number, (start, stop) in enumerate(reversed(runs) if reverse else runs):
+            fresh = number > 0 or (marks[0] and not reverse)
+            state = initial if fresh else enters
+            for t in reversed(range(start, stop)) if reverse else range(start, stop):
+                state = cell(x[t, b : b + 1], state)
+                states[t] = state
+        columns.append([states.get(t) for t in range(time)])
+        lasts.append(state)
+    fields = range(len(cell.State._fields))
+    return cell.State(*(_grid(columns, field, initial, time) for field in fields)), cell.State(
+        *(torch.cat([initial[field][:0], *(state[field] for state in lasts)]) for field in fields)
+    )
+
+
+def _grid(columns: list[list[Any]], field: int, initial: Any, time: int) -> Tensor:
+    zero = torch.zeros_like(initial[field])
+    grid = [
+        torch.cat([zero if state is None else state[field] for state in column] or [zero[:0]]) for column in columns
+    ]
+    return torch.stack(grid, 1) if grid else zero.new_zeros(time, 0, zero.shape[-1])
+
+
+def tree_twin(cell: Cell, trees: Sequence[Sequence[int]], x: Tensor, enters: Any) -> tuple[Any, Any]:
+    """Each tree by itself, recursively: a node calls for its children's states, then calls the cell.
+
+    Args:
+        x: (nodes of all trees, features).
+        enters: what the leaves of each tree read, fields (trees, size).
+
+    Returns:
+        The states of all nodes, fields (nodes, size), and of the roots, fields (trees, size).
+    """
+    nodes: list[Any] = []
+    roots: list[Any] = []
+    for number, tree in enumerate(trees):
+        enter = cell.State(*(field[number : number + 1] for field in enters))
+        done: dict[int, Any] = {}
+        rows = x[len(nodes) : len(nodes) + len(tree)]
+        roots.append(_node(cell, tree, tree.index(-1), rows, enter, done))
+        nodes.extend(done[node] for node in range(len(tree)))
+    together = (cell.State(*map(torch.cat, zip(*states, strict=True))) for states in (nodes, roots))
+    return next(together), next(together)
+
+
+def _node(cell: Cell, tree: Sequence[int], node: int, rows: Tensor, enter: Any, done: dict[int, Any]) -> Any:
+    below = [_node(cell, tree, child, rows, enter, done) for child, parent in enumerate(tree) if parent == node]
+    predecessors = cell.State(*(torch.cat(field).unsqueeze(0) for field in zip(*(below or [enter]), strict=True)))
+    with predecessors_axis():
+        new = cell(rows[node].view(1, 1, -1), predecessors)
+    done[node] = cell.State(*(field.squeeze(0) for field in new))
+    return done[node]
+
+
+VARIANTS: dict[str, Callable[[int, int], Cell]] = {
+    **CELLS,
+    "elman-relu": partial(Elman, nonlinearity="relu"),
+    "gru-before": partial(GRU, reset="before"),
+}
+
+TORCH_LAYERS = {"lstm": nn.LSTM, "gru": nn.GRU, "elman": nn.RNN}
+TORCH_CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "elman": nn.RNNCell}
+
+
+@torch.no_grad()
+def copy_from_torch(cell: Cell, layer: nn.Module, suffix: str = "") -> dict[str, Tensor]:
+    """Copies the weights of one layer and direction of a `torch.nn` module into a cell.
+
+    torch has two biases where a cell has one; the second is set to zero, but for the GRU's n part, which is its `d`.
+
+    Args:
+        suffix: "_l0", "_l1_reverse" and so on; "" for torch's cells.
+
+    Returns:
+        For the name of each parameter of the cell the torch parameter that it corresponds to.
+    """
+    w, u, b, second = (getattr(layer, f"{kind}{suffix}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    names = {"W.weight": w, "W.bias": b, "U.weight": u}
+    if isinstance(cell, GRU):
+        second[: 2 * cell.hidden_size] = 0
+        cell.d.copy_(second[2 * cell.hidden_size :])
+        names["d"] = second
+    else:
+        assert isinstance(cell, (LSTM, Elman))
+        second.zero_()
+    cell.W.weight.copy_(w)
+    cell.W.bias.copy_(b)
+    cell.U.weight.copy_(u)
+    return names
