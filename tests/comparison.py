@@ -46,7 +46,7 @@ def assert_close(actual: Any, expected: Any, name: str = "value") -> None:
         return
     assert isinstance(actual, Tensor), f"{name} is {type(actual).__name__}, expected a tensor"
     assert isinstance(expected, (Tensor, np.ndarray)), f"{name}: the oracle gave {type(expected).__name__}"
-    expected = torch.as_tensor(expected)
+    expected = expected if isinstance(expected, Tensor) else torch.from_numpy(np.array(expected))
     assert actual.dtype in TOLERANCES, f"{name} has dtype {actual.dtype}, which has no tolerance"
     assert expected.dtype in TOLERANCES, f"{name}: the oracle's dtype {expected.dtype} has no tolerance"
     assert expected.itemsize >= actual.itemsize, f"{name} is {actual.dtype} but its oracle only {expected.dtype}"
@@ -86,7 +86,8 @@ def gradients(values: Any, inputs: dict[str, Tensor], seed: int = 0) -> dict[str
     anchor = torch.zeros((), dtype=torch.float64, requires_grad=True)  # for values that depend on none of them
     loss = weighted(values, seed) + anchor
     leaves = list(inputs.values())
-    return dict(zip(inputs, torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True), strict=True))
+    found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return dict(zip(inputs, found, strict=True))
 
 
 def flat(values: Any) -> list[Tensor]:

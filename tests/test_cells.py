@@ -78,7 +78,7 @@ def lstm(cell: Any, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> tuple[np.nda
 ORACLES = {"elman": elman, "elman-relu": elman, "gru": gru, "gru-before": gru, "lstm": lstm}
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(scope="session", params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -14,7 +14,9 @@ from ritornello.cells import CELLS, GRU, LSTM, Cell, Elman, predecessors_axis
 
 def segments(length: int, resets: Sequence[bool]) -> list[tuple[int, int]]:
     """The runs of steps that no state crosses out of: [start, stop) of each, in time's order."""
-    starts = sorted({0} | {step for step in range(length) if resets[step]}) if length else []
+    if length == 0:
+        return []
+    starts = sorted({0} | {step for step in range(length) if resets[step]})
     return list(zip(starts, [*starts[1:], length], strict=True))
 
 

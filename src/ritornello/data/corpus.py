@@ -108,6 +108,21 @@ def prepare(
     return Corpus.open(folder)
 
 
+def encode_text(
+    tokenizer: Tokenizer, paths: Paths, folder: str | Path, documents: str = "file"
+) -> tuple[TokenFile, PartInfo]:
+    """Encodes files with a tokenizer that exists, into `folder`; arguments and errors as in `prepare`.
+
+    Returns:
+        The tokens, and what they were made from.
+    """
+    folder, raw = Path(folder), tokenizer.level == "byte"
+    sizes = _scan({"text": _files(paths, folder)}, raw, None)
+    part = Part(spans(sizes["text"], 0, sys.maxsize, raw), documents)
+    info = encode_files(tokenizer, {"text": part}, folder)["text"]
+    return TokenFile(folder / "text.bin", tokenizer.dtype, info.tokens), info
+
+
 def _check_choices(split: Sequence[float], documents: str) -> None:
     if documents not in DOCUMENTS:
         raise ArgumentError(f"documents is {documents!r}: {nearest(documents, DOCUMENTS)}")

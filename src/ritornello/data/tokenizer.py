@@ -79,10 +79,10 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
         raise DataError("there is no text to learn a vocabulary from")
 
 
-def _learn_char(texts: Iterable[str], size: int) -> _Learnt:
+def _learn_char(texts: Iterator[str], size: int) -> _Learnt:
     seen = np.zeros(0x110000, dtype=bool)
-    for text in texts:
-        seen[codes(text)] = True
+    while batch := "".join(islice(texts, BATCH)):
+        seen[codes(batch)] = True
     return list(map(chr, np.flatnonzero(seen))), []
 
 

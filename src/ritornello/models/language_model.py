@@ -63,12 +63,11 @@ class LanguageModel(nn.Module):
         self.stack = Stack.of(cell, embedding, hidden, layers=layers, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(self.stack.output_size, vocabulary)
-        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
-        nn.init.uniform_(self.output.weight, -0.1, 0.1)
-        nn.init.zeros_(self.output.bias)
         self.tied = tied and self.stack.output_size == embedding
         if self.tied:
+            nn.init.uniform_(self.embed.weight, -0.1, 0.1)  # as an output layer it must begin near 0
             self.output.weight = self.embed.weight
+        nn.init.zeros_(self.output.bias)
 
     def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """The logits of the next symbol at each step, and the state after the last.

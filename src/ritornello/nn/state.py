@@ -26,6 +26,8 @@ def refill(like: Any, tensors: list[Tensor]) -> Any:
     rest = iter(tensors)
 
     def fill(part: Any) -> Any:
+        if part is None:
+            return None
         if isinstance(part, Tensor):
             return next(rest)
         parts = [fill(inner) for inner in part]

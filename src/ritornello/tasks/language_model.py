@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ritornello.cells import catalogue
 from ritornello.data import corpus as embedded
+from ritornello.data.corpus import Corpus, encode_text, prepare
 from ritornello.data.tokenizer import StreamDecoder, Tokenizer
-from ritornello.data.tokens import Corpus, TokenFile, encode_text, prepare
+from ritornello.data.tokens import TokenFile
 from ritornello.errors import ArgumentError, DataError, RunError, nearest
 from ritornello.models.language_model import LanguageModel
 from ritornello.models.ngram import NGramModel
@@ -353,7 +354,7 @@ def load(path: str | Path, *, cell: str | type | None = None, device: str = "cpu
         raise RunError(f"{run.path} holds the task {run.config['task']!r}; expected {TASK!r}.")
     text, kind = _section(run, "text"), _section(run, "model").model
     cell_class = _cell(run, cell) if kind == "rnn" else None
-    tokenizer = Tokenizer.load(run.path / "tokenizer.json", text.level)
+    tokenizer = Tokenizer.load(run.path / "tokenizer.json")
     tensors, _ = read_tensors(run.model_file)
     if cell_class is None:
         model: LanguageModel | NGramModel = NGramModel.from_tensors({k: v.numpy() for k, v in tensors.items()})

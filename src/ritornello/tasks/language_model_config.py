@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ritornello.errors import ArgumentError, nearest
+from ritornello.training.config import check_types
 
 KINDS = ("rnn", "ngram")
 LEVELS = ("char", "byte", "word", "bpe")
@@ -41,7 +43,8 @@ class TextConfig:
     def __post_init__(self) -> None:
         for name in ("train", "valid", "test"):
             paths = getattr(self, name)
-            object.__setattr__(self, name, (paths,) if isinstance(paths, str) else tuple(map(str, paths)))
+            object.__setattr__(self, name, (str(paths),) if isinstance(paths, str | Path) else tuple(map(str, paths)))
+        check_types(self)
         for name, legal in (("level", LEVELS), ("documents", DOCUMENTS)):
             if getattr(self, name) not in legal:
                 raise ArgumentError(f"Unknown {name} {getattr(self, name)!r}: {nearest(getattr(self, name), legal)}.")
@@ -60,7 +63,7 @@ class TextConfig:
             train, valid, test = (float(part) for part in self.split.split("/"))
         except ValueError:
             train = valid = test = 0.0
-        if min(train, valid) <= 0 or test < 0 or abs(train + valid + test - 100) > 1e-6:
+        if min(train, valid) <= 0 or test < 0 or not abs(train + valid + test - 100) < 1e-6:
             raise ArgumentError(
                 f"split is {self.split!r}; expected percent of train/valid/test that sum to 100, such as 90/10/0."
             )
@@ -98,6 +101,7 @@ class LanguageModelConfig:
     order: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.model not in KINDS:
             raise ArgumentError(f"Unknown model {self.model!r}: {nearest(self.model, KINDS)}.")
         for name in ("layers", "hidden", "window"):

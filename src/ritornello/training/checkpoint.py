@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ritornello.errors import RunError
 from ritornello.nn.state import leaves, refill
-from ritornello.training.config import TrainingConfig, from_json
+from ritornello.training.config import TrainingConfig, check_types, from_json
 from ritornello.training.files import load_weights, read_tensors, weights, write_tensors
 
 
@@ -49,6 +49,9 @@ class Progress:
     evaluated_epoch: float = 0.0
     log_size: int = 0
 
+    def __post_init__(self) -> None:
+        check_types(self)
+
     def fraction(self, config: TrainingConfig, windows: int) -> float:
         """Share of the budget that is spent; `windows` are those of an epoch."""
         if config.steps:
@@ -56,6 +59,10 @@ class Progress:
         if config.epochs:
             return (self.epoch + self.window / windows) / config.epochs
         return self.seconds / (60 * config.minutes)
+
+    def complete(self, config: TrainingConfig, windows: int) -> bool:
+        """Whether the budget is spent, or patience is."""
+        return self.fraction(config, windows) >= 1 or 0 < config.patience <= self.waiting
 
 
 def save_checkpoint(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from ritornello.errors import ArgumentError, RunError, nearest
 
@@ -12,6 +12,7 @@ OPTIMISERS = ("adamw", "adam", "rmsprop", "sgd")
 SCHEDULES = ("cosine", "constant", "plateau")
 PRECISIONS = ("float32", "bfloat16")
 DEFAULT_MINUTES = 3.0
+LIMIT = 1 << 63  # of every number: what torch takes as a seed or a size
 
 Config = TypeVar("Config")
 
@@ -75,6 +76,7 @@ class TrainingConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, legal in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             value = getattr(self, name)
             if value not in legal:
@@ -84,8 +86,8 @@ class TrainingConfig:
                 raise ArgumentError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int | float) and not 0 <= value < float("inf"):
-                raise ArgumentError(f"{field.name} must be 0 or greater and finite, not {value}.")
+            if isinstance(value, int | float) and not 0 <= value < LIMIT:
+                raise ArgumentError(f"{field.name} must be 0 or greater and below 2^63, not {value}.")
         for name in ("momentum", "beta1", "beta2"):
             if getattr(self, name) >= 1:
                 raise ArgumentError(f"{name} must be below 1, not {getattr(self, name)}.")
@@ -96,12 +98,14 @@ class TrainingConfig:
             object.__setattr__(self, "minutes", DEFAULT_MINUTES)
 
 
-def from_json(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:
+def from_json(kind: type[Config], values: Any, where: str) -> Config:
     """A config dataclass from a run's JSON; an unknown or missing key or an illegal value is an error.
 
     Raises:
         RunError: naming `where` and the key or value that does not fit.
     """
+    if not isinstance(values, Mapping):
+        raise RunError(f"{where} holds no object but {values!r}.")
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     unknown = [key for key in values if key not in known]
     missing = [key for key in known if key not in values]
@@ -113,3 +117,16 @@ def from_json(kind: type[Config], values: Mapping[str, Any], where: str) -> Conf
         return kind(**values)
     except (ArgumentError, TypeError) as error:
         raise RunError(f"{where} holds a value that does not fit: {error}") from error
+
+
+def check_types(config: Any) -> None:
+    """Checks each field of a config dataclass against its type; a whole number will do for a float.
+
+    Raises:
+        ArgumentError: naming the field and the value.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        value, kind = getattr(config, name), get_origin(hint) or hint
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if not fits or isinstance(value, bool) != (kind is bool):
+            raise ArgumentError(f"{name} must be of type {kind.__name__}, not {value!r}.")

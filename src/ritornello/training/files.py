@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def read_json(path: Path) -> Any:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Writes tensors, and what is to be known about them as JSON, into one safetensors file, atomically."""
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(ready, {"about": json.dumps(about)}))
+    text = json.dumps(about)
+    write_atomically(path, save(ready, {"about": text, "crc32": _crc32(ready, text)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -71,9 +73,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-            return tensors, json.loads((file.metadata() or {}).get("about", "{}"))
+            metadata = file.metadata() or {}
+        if metadata.get("crc32") != _crc32(tensors, metadata.get("about", "")):
+            raise ValueError("its checksum does not fit its content")
+        return tensors, json.loads(metadata["about"])
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(f"{path} is cut or corrupt ({error}); restore it from a copy or train anew.") from error
+
+
+def _crc32(tensors: Mapping[str, Tensor], about: str) -> str:
+    """The checksum of all that a file of tensors says: a flipped bit must not become a weight."""
+    sum_ = zlib.crc32(about.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sum_ = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), sum_)
+        sum_ = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), sum_)
+    return f"{sum_:08x}"
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from typing import Any
@@ -25,11 +26,11 @@ class Log:
         self._events_path = run.path / "tensorboard"
         shutil.rmtree(self._events_path, ignore_errors=True)
         run.metrics_file.touch()
-        self._lines = open(run.metrics_file, "r+b")  # noqa: SIM115, closed by close()
-        self._lines.truncate(size)
-        self._lines.seek(size)
+        os.truncate(run.metrics_file, run.metrics_file.read_bytes()[:size].rfind(b"\n") + 1)
+        rows = run.metrics()
+        self._lines = open(run.metrics_file, "ab")  # noqa: SIM115, closed by close()
         self._events = SummaryWriter(str(self._events_path))
-        for row in run.metrics():
+        for row in rows:
             self._write_events(row)
 
     def write(self, row: dict[str, Any]) -> None:

@@ -88,7 +88,6 @@ def train(
     batches = task.batches(progress.epoch, progress.window)
     log = Log(run, progress.log_size)
     before = checkpointed = time.monotonic()
-    stopped = False
 
     def checkpoint() -> None:
         nonlocal checkpointed
@@ -97,7 +96,7 @@ def train(
         checkpointed = time.monotonic()
 
     with contextlib.closing(log), interruptible() as interrupted:
-        while not stopped and progress.fraction(config, per_epoch) < 1 and not interrupted():
+        while not progress.complete(config, per_epoch) and not interrupted():
             model.train()
             rate = learning_rate(config, progress.step, progress.fraction(config, per_epoch), progress.scale)
             for group in optimiser.param_groups:
@@ -113,11 +112,7 @@ def train(
                 carry = detached(carry)
                 update_loss += loss.item() / count
                 update_tokens += tokens
-            if not math.isfinite(update_loss):
-                raise RunError(
-                    f"The loss is {update_loss} after {progress.step} updates; the last checkpoint is intact. "
-                    "Try a lower --lr or a smaller --clip-norm."
-                )
+            check_finite(update_loss, progress)
             clip(model.parameters(), config)
             optimiser.step()
 
@@ -140,8 +135,8 @@ def train(
                 row = evaluate(task, model, config, progress, per_epoch, min(fraction, 1.0))
                 progress.seconds += time.monotonic() - before
                 before = time.monotonic()
+                check_finite(row["valid_loss"], progress)
                 best = keep_score(run, model, config, progress, row)
-                stopped = bool(config.patience) and progress.waiting >= config.patience
                 log.write(row)
                 checkpoint()
                 if watch:
@@ -155,6 +150,15 @@ def train(
     return progress, interrupted()
 
 
+def check_finite(loss: float, progress: Progress) -> None:
+    """Raises RunError if the loss is no number any more."""
+    if not math.isfinite(loss):
+        raise RunError(
+            f"The loss is {loss} after {progress.step} updates; the last checkpoint is intact. "
+            "Try a lower --lr or a smaller --clip-norm."
+        )
+
+
 def evaluate(
     task: Task, model: nn.Module, config: TrainingConfig, progress: Progress, per_epoch: int, fraction: float
 ) -> dict[str, Any]:
@@ -162,15 +166,16 @@ def evaluate(
     model.eval()
     rate = progress.tokens / max(progress.training_seconds, 1e-9)
     done = progress.epoch + progress.window / per_epoch
+    found = task.evaluate(model)
     row = {
         "step": progress.step,
         "epoch": done,
         "seconds": progress.seconds,
         "epoch_seconds": progress.training_seconds / max(done - progress.evaluated_epoch, 1e-9),
         "train_loss": progress.loss_sum / max(progress.tokens, 1),
+        "valid_loss": found["valid_loss"],
         "tokens_per_second": rate,
-        "learning_rate": learning_rate(config, progress.step, fraction, progress.scale),
-        **task.evaluate(model),
+        **found,
     }
     progress.evaluations = max(progress.evaluations + 1, int(fraction * config.evaluations))
     progress.evaluated_epoch = done

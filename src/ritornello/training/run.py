@@ -44,9 +44,10 @@ class Run:
         """
         path = Path(path)
         _check_free(path, overwrite)
-        making = _making(path)
+        making, old = _beside(path, "new"), _beside(path, "old")
         try:
             shutil.rmtree(making, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
             making.mkdir(parents=True)
         except OSError as error:
             raise RunError(f"Cannot make {path}: {error.strerror or error}.") from error
@@ -58,8 +59,9 @@ class Run:
             shutil.rmtree(making)
             raise
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(old)  # at once: a kill leaves a whole run in its place, or the new one beside it for `reopen`
         making.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
 
     @classmethod
     @contextlib.contextmanager
@@ -70,8 +72,8 @@ class Run:
             RunError: as `open`, or it is the run of another task.
         """
         path = Path(path)
-        making = _making(path)
-        unmade = not path.exists() and (making / "config.json").is_file()
+        making = _beside(path, "new")
+        unmade = _is_free(path) and (making / "config.json").is_file()
         run = cls.open(making if unmade else path)
         if run.config["task"] != task:
             raise RunError(f"{path} holds the task {run.config['task']!r}; expected {task!r}.")
@@ -137,20 +139,29 @@ class Run:
             return []
         lines = self.metrics_file.read_bytes().split(b"\n")[:-1]
         try:
-            return [json.loads(line) for line in lines]
+            rows = [json.loads(line) for line in lines]
         except ValueError as error:
             raise RunError(f"{self.metrics_file} is damaged: {error}.") from error
+        if not all(isinstance(row, dict) and {"step", "valid_loss"} <= row.keys() for row in rows):
+            raise RunError(f"{self.metrics_file} is damaged: a line is no object with step and valid_loss.")
+        return rows
 
 
-def _making(path: Path) -> Path:
-    """Where a run is made before it takes its place."""
-    return path.with_name(f"{path.name}.new")
+def _beside(path: Path, what: str) -> Path:
+    """Where a run is made before it takes its place, or goes before it is deleted."""
+    if path.name in ("", ".."):
+        raise RunError(f"{str(path)!r} has no name of its own; name a folder for the run with --out.")
+    return path.with_name(f".{path.name}.{what}")
+
+
+def _is_free(path: Path) -> bool:
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; name a folder for the run.")
-    if not path.is_dir() or not any(path.iterdir()):
+    if _is_free(path):
         return
     if not (path / "config.json").is_file():
         raise RunError(f"{path} holds files that are no run; name another folder with --out.")

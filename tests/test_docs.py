@@ -1,0 +1,103 @@
+"""Every command and snippet of the documentation runs, in its page's order; generated parts are as generated."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(python|console)( file=(\S+))?\n(.*?)^```$", re.M | re.S)
+TEXT = "Once upon a time there was a small cell, and it went round and round. " * 40
+SMALL = ["--steps", "12", "--hidden", "16", "--batch", "4"]
+
+
+@pytest.fixture
+def rit_on_path(tmp_path, monkeypatch):
+    """A folder with the texts that the pages name, and `rit` on the path."""
+    for name in ("FILE.txt", "OTHER.txt"):
+        (tmp_path / name).write_text(TEXT)
+    command = tmp_path / "bin" / "rit"
+    command.parent.mkdir()
+    command.write_text(f"#!{sys.executable}\nfrom ritornello.cli import main\nmain()\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def run_command(line: str) -> None:
+    """Runs a command of a page; where it would train for minutes, for some steps."""
+    if line.startswith("make "):
+        target = line.split()[1]
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), f"the Makefile has no {target}"
+        return
+    words = shlex.split(line, comments=True)
+    if "train" in words and "--resume" not in words and "--steps" not in words and "ngram" not in words:
+        line = re.sub(r" --minutes \S+", "", line) + " " + shlex.join(SMALL)
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_runs(page, rit_on_path, monkeypatch):
+    names: dict = {}
+    for kind, _, file, code in BLOCK.findall(page.read_text("utf-8")):
+        if file:
+            (rit_on_path / file).write_text(code)
+        elif kind == "python":
+            exec(compile(code, str(page), "exec"), names)
+        else:
+            for line in re.findall(r"^\$ (.*)$", code, re.M):
+                run_command(line)
+    sys.modules.pop("my_cell", None)
+
+
+def test_every_block_is_found():
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        fences = len(re.findall(r"^```", text, re.M))
+        assert fences == 2 * len(BLOCK.findall(text)), f"{page.name} has a block that no test runs"
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_support_table_is_as_generated():
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert generate["with_table"](text) == text, "run docs/generate.py"
+    assert "| `lstm` | reference" in text
+
+
+def test_demo_runs(rit_on_path):
+    done = subprocess.run(
+        ["sh", str(ROOT / "examples" / "demo.sh")],
+        env={**os.environ, "MINUTES": "0.03"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for expected in ("nats/token", "bits/character", "runs/demo-ngram", "$ rit sample runs/demo", "Next"):
+        assert expected in done.stdout
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_benchmarks_start(script):
+    """They are run by hand; here only that each compiles and says what it answers."""
+    compile(script.read_text("utf-8"), str(script), "exec")
+    assert script.read_text("utf-8").startswith('"""')
