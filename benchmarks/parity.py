@@ -31,6 +31,8 @@ from ritornello.training import loop
 from ritornello.training.files import weights
 
 PLAIN = Path(__file__).with_name("plain_lstm.py")
+RECIPE = {"batch": 64, "window": 32, "lr": 0.01, "warmup": 50, "weight_decay": 0.01, "beta2": 0.99, "clip_norm": 1.0,
+          "cell": "lstm", "embedding": 64, "hidden": 256, "layers": 1, "dropout": 0.0}  # fmt: skip
 
 
 class Losses:
@@ -74,10 +76,8 @@ class Clock:
 
 def ours(text: Path, folder: Path, seed: int, steps: int) -> tuple[list[float], float]:
     watch = Losses()
-    run = task.train(
-        folder / f"run{seed}", train=text, steps=steps, seed=seed, evaluations=1, batch=32, window=64, lr=6e-3,
-        warmup=50, weight_decay=0.01, hidden=256, embedding=64, layers=1, dropout=0.0, watch=watch, overwrite=True,
-    )  # fmt: skip
+    name = folder / f"run{seed}"
+    run = task.train(name, train=text, steps=steps, seed=seed, evaluations=1, watch=watch, **RECIPE)
     return watch.losses, run.evaluate("valid", lanes=1)["loss"]
 
 

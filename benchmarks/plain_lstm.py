@@ -1,7 +1,7 @@
 """A character language model in plain PyTorch, around torch.nn.LSTM: what `rit train lm` is held against.
 
-    python plain_lstm.py TEXT WEIGHTS SEED STEPS
-    WEIGHTS: the initial weights under ritornello's names. Prints JSON: the first 20 losses and the final valid_loss.
+python plain_lstm.py TEXT WEIGHTS SEED STEPS
+WEIGHTS: the initial weights under ritornello's names. Prints JSON: the first 20 losses and the final valid_loss.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-BATCH, WINDOW, LR, WARMUP = 32, 64, 6e-3, 50
+BATCH, WINDOW, LR, WARMUP = 64, 32, 0.01, 50
 
 
 class Model(nn.Module):

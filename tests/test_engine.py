@@ -169,6 +169,15 @@ def test_counting_trees(batch: list[list[int]], seed: int) -> None:
     assert_close(final, Counting.State(number[roots], count[roots]))
 
 
+def test_the_output_is_the_first_field_whatever_the_sizes_of_the_others() -> None:
+    unfold = rit.Unfold(Counting(2, 7))
+    states, _ = unfold(torch.ones(3, 1, 2), all_states=True)
+    outputs, last = unfold(torch.ones(3, 1, 2))
+    assert torch.equal(outputs, states.number)
+    assert torch.equal(last.count, states.count[-1])
+    assert (unfold.input_size, unfold.output_size) == (2, outputs.shape[-1])
+
+
 # Chains, against the naive twin.
 
 

@@ -20,6 +20,7 @@ def evaluate(
     lanes: Annotated[
         int, typer.Option(help="Parts read side by side, each warmed up by 512 tokens; 1: exactly one stream.")
     ] = 64,
+    most: Annotated[int, typer.Option(help="Score this many tokens at most; 0: all.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     cell: Annotated[str, typer.Option(help="The runs' foreign cell, named again; its code is run.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
@@ -36,7 +37,7 @@ def evaluate(
     rows = {}
     for run in runs:
         model = load(run, cell=cell or None, device=device)
-        rows[run] = model.evaluate(text or part, window=window, lanes=lanes)
+        rows[run] = model.evaluate(text or part, window=window, lanes=lanes, most=most)
     if as_json:
         print(json.dumps(rows, indent=2))
     else:

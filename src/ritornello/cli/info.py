@@ -41,7 +41,11 @@ def _run(path: str) -> dict[str, Any]:
     from ritornello.training.run import Run
 
     found = Run.open(path)
-    rows: dict[str, Any] = {"run": path, "task": found.config["task"], "written by": found.config["ritornello"]}
+    rows: dict[str, Any] = {
+        "run": path,
+        "task": found.config["task"],
+        "written by": found.config.get("ritornello", "?"),
+    }
     for section, values in found.config.items():
         if isinstance(values, dict):
             rows[section] = ", ".join(f"{name}={value!r}" for name, value in values.items())

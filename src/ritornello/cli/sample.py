@@ -35,13 +35,13 @@ def sample(
         "top_p": top_p,
         "seed": seed,
     }
-    if count > 1:
+    if count != 1:
         for number, text in enumerate(model.sample(prompt, count=count, **options), 1):
             print(f"--- {number} ---\n{text}")
         return
-    stream = model.stream(prompt, **options)
-    sys.stdout.write(prompt)
-    for (piece,) in stream:
-        sys.stdout.write(piece)
+    text = prompt  # not shown before the first token is drawn: until then the prompt or an option may be wrong
+    for (piece,) in model.stream(prompt, **options):
+        sys.stdout.write(text + piece)
         sys.stdout.flush()
+        text = ""
     print()

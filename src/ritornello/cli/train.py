@@ -67,7 +67,8 @@ def _report(run: LanguageModelRun, out: str) -> None:
     if run.interrupted:
         console.print(f"Stopped; all is kept. Go on with: rit train lm --resume --out {out}{foreign}", soft_wrap=True)
         return
-    rows = {part: run.evaluate(part) for part in ("valid", "test") if part in run.parts()}
+    most = run.run.config["text"]["valid_tokens"]
+    rows = {part: run.evaluate(part, most=most) for part in run.parts() if part != "train"}
     console.print(score_table({f"{out} ({part})": row for part, row in rows.items()}))
     console.print(f"The run lies in {out}. Next:", soft_wrap=True, highlight=False)
     console.print(f"  rit sample {out}{foreign}", soft_wrap=True, highlight=False)

@@ -57,8 +57,8 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("vocabulary", vocabulary), ("embedding", embedding)):
-            if size < 1:
-                raise ArgumentError(f"LanguageModel: {name} must be a positive integer, not {size}.")
+            if not isinstance(size, int) or size < 1:
+                raise ArgumentError(f"LanguageModel: {name} must be a positive integer, not {size!r}.")
         self.embed = nn.Embedding(vocabulary, embedding)
         self.stack = Stack.of(cell, embedding, hidden, layers=layers, dropout=dropout)
         self.dropout = nn.Dropout(dropout)

@@ -40,7 +40,8 @@ def narrow(log_p: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float
         raise ArgumentError(f"top_p must lie in 0 (exclusive) to 1, not {top_p}.")
     if temperature == 0:
         return torch.zeros_like(log_p).scatter_(-1, log_p.argmax(-1, keepdim=True), 1.0)
-    p = (log_p / temperature).softmax(-1)
+    likeliest = log_p.amax(-1, keepdim=True)  # taken off first, so that the coldest temperature does not overflow
+    p = ((log_p - likeliest) / max(temperature, torch.finfo(log_p.dtype).tiny)).softmax(-1)
     ordered, index = p.sort(descending=True, stable=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
     if top_k:
@@ -89,6 +90,8 @@ def generate(
         raise ArgumentError("The prompt is empty; begin with at least one symbol.")
     if count < 1 or length < 0:
         raise ArgumentError(f"count must be at least 1 and length at least 0, not {count} and {length}.")
+    if not 0 <= seed < 1 << 63:
+        raise ArgumentError(f"seed must be 0 or greater and below 2^63, not {seed}.")
     generator = torch.Generator().manual_seed(seed)
     state: Any = None
     log_p = torch.empty(0)

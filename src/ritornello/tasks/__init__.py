@@ -24,5 +24,5 @@ def load(path: str | Path, **options: Any) -> Any:
     loaders = {language_model.TASK: language_model.load}
     task = Run.open(path).config["task"]
     if task not in loaders:
-        raise RunError(f"{path} holds the unknown task {task!r}: {nearest(str(task), loaders)}.")
+        raise RunError(f"{path} holds the unknown task {task!r}: {nearest(task, loaders)}.")
     return loaders[task](path, **options)

@@ -20,7 +20,7 @@ from ritornello.data import corpus as embedded
 from ritornello.data.corpus import Corpus, encode_text, prepare
 from ritornello.data.tokenizer import StreamDecoder, Tokenizer
 from ritornello.data.tokens import TokenFile
-from ritornello.errors import ArgumentError, DataError, RunError, nearest
+from ritornello.errors import ArgumentError, CellError, DataError, RitornelloError, RunError, nearest
 from ritornello.models.language_model import LanguageModel
 from ritornello.models.ngram import NGramModel
 from ritornello.models.sampling import generate
@@ -50,17 +50,20 @@ class LanguageModelTask:
         window: tokens a window.
         batch: lanes.
         seed: of the lanes' beginnings.
+        valid_tokens: score so many tokens of the validation part at most; 0 scores all.
 
     Raises:
         DataError: the training part is too short for so many lanes.
     """
 
-    def __init__(self, corpus: Corpus, window: int, batch: int, seed: int) -> None:
+    def __init__(self, corpus: Corpus, window: int, batch: int, seed: int, valid_tokens: int = 0) -> None:
         self.corpus = corpus
         self.window = window
         self.batch = batch
         self.seed = seed
+        self.valid_tokens = valid_tokens
         self.text: TokenFile = corpus.parts["train"]
+        self.read = reader(self.text, corpus.tokenizer)
         if len(self.text) <= batch:
             raise DataError(
                 f"The training part has {len(self.text)} tokens; --batch {batch} needs at least {batch + 1}: "
@@ -80,7 +83,7 @@ class LanguageModelTask:
         lanes = first + np.arange(self.batch) * self.lane
         for number in range(start, self.windows()):
             offset = number * self.window
-            tokens = self.text.windows(lanes + offset, min(self.window, self.lane - offset) + 1)
+            tokens = self.read(lanes + offset, min(self.window, self.lane - offset) + 1)
             text = torch.from_numpy(tokens.astype(np.int64)).T
             yield text[:-1], text[1:]
 
@@ -96,10 +99,25 @@ class LanguageModelTask:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         assert isinstance(model, LanguageModel)
         found = Predictor(model, self.corpus.tokenizer).score(
-            self.corpus.parts["valid"], self.corpus.info["valid"].characters
+            self.corpus.parts["valid"], self.corpus.info["valid"].characters, most=self.valid_tokens
         )
         found.pop("tokens")
         return {f"valid_{name}": value for name, value in found.items()}
+
+
+def reader(text: TokenFile, tokenizer: Tokenizer) -> Callable[[np.ndarray, int], np.ndarray]:
+    """`text.windows`, with a RunError where a damaged file holds a token that the vocabulary lacks."""
+
+    def read(starts: np.ndarray, length: int) -> np.ndarray:
+        tokens = text.windows(starts, length)
+        if (highest := int(tokens.max(initial=0))) >= tokenizer.vocabulary_size:
+            raise RunError(
+                f"{text.path} is damaged: it holds the token {highest}, where the vocabulary has "
+                f"{tokenizer.vocabulary_size}; train anew with --overwrite."
+            )
+        return tokens
+
+    return read
 
 
 class Predictor:
@@ -119,26 +137,27 @@ class Predictor:
         return torch.from_numpy(p).log(), histories
 
     def score(
-        self, text: TokenFile, characters: int, *, lanes: int = EVALUATION_LANES, window: int = 0
+        self, text: TokenFile, characters: int, *, lanes: int = EVALUATION_LANES, window: int = 0, most: int = 0
     ) -> dict[str, float]:
-        """Scores a text; `lanes` and `window` as in `LanguageModelRun.evaluate`."""
+        """Scores a text of so many characters; the rest as in `LanguageModelRun.evaluate`."""
+        tokens = min(len(text), most) if most else len(text)
         total, predicted = 0.0, 0
-        for nats, count in self._nats(text, lanes, window):
+        for nats, count in self._nats(text, tokens, lanes, window):
             total, predicted = total + nats, predicted + count
         return scores(total, predicted, len(text), characters)
 
-    def _nats(self, text: TokenFile, lanes: int, window: int) -> Iterator[tuple[float, int]]:
+    def _nats(self, text: TokenFile, count: int, lanes: int, window: int) -> Iterator[tuple[float, int]]:
         if isinstance(self.model, LanguageModel):
             self.model.eval()
             if window:
-                yield from window_nats(self.model, text.windows, len(text), window)
+                yield from window_nats(self.model, reader(text, self.tokenizer), count, window)
             else:
-                yield from stream_nats(self.model, text.windows, len(text), lanes=lanes)
+                yield from stream_nats(self.model, reader(text, self.tokenizer), count, lanes=lanes)
             return
         block = window or 1 << 20
-        for start in range(0, len(text) - 1, block):
+        for start in range(0, count - 1, block):
             context = text.read(max(0, start + 1 - (1 if window else self.model.order)), start + 1)
-            tokens = text.read(start + 1, min(start + 1 + block, len(text)))
+            tokens = text.read(start + 1, min(start + 1 + block, count))
             yield float(self.model.nats(tokens, context).sum()), len(tokens)
 
 
@@ -229,7 +248,12 @@ class LanguageModelRun:
         return texts[0] if count == 1 else texts
 
     def evaluate(
-        self, text: str | Path | Sequence[str | Path], *, lanes: int = EVALUATION_LANES, window: int = 0
+        self,
+        text: str | Path | Sequence[str | Path],
+        *,
+        lanes: int = EVALUATION_LANES,
+        window: int = 0,
+        most: int = 0,
     ) -> dict[str, float]:
         """Scores files or folders of text, or a part of the run's own text.
 
@@ -238,24 +262,30 @@ class LanguageModelRun:
             lanes: parts of the text that a recurrent model reads side by side, each but the first after a warm-up of
                 512 unscored tokens. 1 reads it as one stream, exactly, and takes longer.
             window: score windows of this many tokens that know nothing of each other; 0 (default) carries the state.
+            most: score no more than this many tokens, from the beginning; 0 (default) scores all.
 
         Returns:
             loss (nats a token), bits_per_character, perplexity, tokens (predicted: all but the first).
 
         Raises:
             DataError: a file that is missing, empty, not UTF-8 or of symbols that the vocabulary lacks.
+            ArgumentError: lanes below 1, a negative window, or fewer than two tokens.
         """
-        if lanes < 1 or window < 0:
-            raise ArgumentError(f"lanes must be at least 1 and window at least 0, not {lanes} and {window}.")
+        if lanes < 1 or window < 0 or most < 0 or most == 1:
+            raise ArgumentError(
+                f"lanes is {lanes}, window {window} and most {most}; lanes must be at least 1, window at least 0, and "
+                "most 0 (all) or at least 2."
+            )
+        how = {"lanes": lanes, "window": window, "most": most}
         if isinstance(text, str) and text in ("train", "valid", "test"):
             corpus = Corpus.open(self.run.path)
             if text not in corpus.parts:
                 raise DataError(f"{self.run.path} has no {text} part; it has {', '.join(corpus.parts)}.")
-            return self._predictor.score(corpus.parts[text], corpus.info[text].characters, lanes=lanes, window=window)
+            return self._predictor.score(corpus.parts[text], corpus.info[text].characters, **how)
         paths = [text] if isinstance(text, str | Path) else list(text)
         with tempfile.TemporaryDirectory() as folder:
             tokens, info = encode_text(self.tokenizer, paths, folder, self.run.section("text")["documents"])
-            return self._predictor.score(tokens, info.characters, lanes=lanes, window=window)
+            return self._predictor.score(tokens, info.characters, **how)
 
     def _prompt(self, prompt: str) -> list[int]:
         if prompt:
@@ -295,12 +325,12 @@ def train(
     """
     cell = options.get("cell")
     if isinstance(cell, type):
-        options["cell"] = f"{cell.__module__}:{cell.__qualname__}"
+        options["cell"] = _name(cell)
     configs = _configs(options)
     cell_class = cell if isinstance(cell, type) else catalogue.find(configs["model"].cell)
-    _check_device(configs["training"])
+    _check_device(configs["training"].device)
     with Run.prepare(out, TASK, {name: asdict(config) for name, config in configs.items()}, overwrite=overwrite) as run:
-        _prepare(run, configs["text"], watch)
+        _prepare(run, cell_class, watch)
     return _fit(run.moved(out), cell_class, watch, resume=False)
 
 
@@ -332,7 +362,7 @@ def resume(
                 if asked != own:
                     raise ArgumentError(f"{option} is {own!r} in {out} and cannot become {asked!r}; leave it out.")
         if not (run.path / "tokens" / "info.json").exists():
-            _prepare(run, _section(run, "text"), watch)
+            _prepare(run, cell_class, watch)
     return _fit(run.moved(out), cell_class, watch, resume=True)
 
 
@@ -352,8 +382,8 @@ def load(path: str | Path, *, cell: str | type | None = None, device: str = "cpu
     run = Run.open(path)
     if run.config["task"] != TASK:
         raise RunError(f"{run.path} holds the task {run.config['task']!r}; expected {TASK!r}.")
-    text, kind = _section(run, "text"), _section(run, "model").model
-    cell_class = _cell(run, cell) if kind == "rnn" else None
+    _check_device(device)
+    cell_class = _cell(run, cell) if _section(run, "model").model == "rnn" else None
     tokenizer = Tokenizer.load(run.path / "tokenizer.json")
     tensors, _ = read_tensors(run.model_file)
     if cell_class is None:
@@ -379,8 +409,7 @@ def _fit(run: Run, cell_class: Callable[..., Any], watch: Display | None, *, res
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     model = _build(run, corpus.tokenizer, cell_class).to(config.device)
-    task = LanguageModelTask(corpus, _section(run, "model").window, config.batch, config.seed)
-    _, interrupted = train_loop(task, model, config, run, resume=resume, watch=watch)
+    _, interrupted = train_loop(_task(run, corpus), model, config, run, resume=resume, watch=watch)
     load_weights(model, read_tensors(run.model_file)[0], run.model_file)
     found = LanguageModelRun(run, model.eval(), corpus.tokenizer)
     found.interrupted = interrupted
@@ -424,18 +453,23 @@ def _section(run: Run, name: str) -> Any:
 def _cell(run: Run, named: str | type | None) -> Callable[..., Any]:
     """The run's cell; a foreign one only if the caller names it too."""
     own = _section(run, "model").cell
-    if isinstance(named, type):
-        named_as, found = f"{named.__module__}:{named.__qualname__}", named
-    else:
-        named_as, found = named or own, None
-    if named_as != own:
-        raise RunError(f"{run.path} was trained with the cell {own!r}, not {named_as!r}.")
-    if catalogue.is_foreign(own) and named is None:
-        raise RunError(
-            f"{run.path} was trained with the foreign cell {own!r}, whose code is run only if you ask for it: "
-            f"name it again with --cell {own} (in Python, cell={own!r})."
-        )
-    return found or catalogue.find(own)
+    if named is None:
+        if catalogue.is_foreign(own):
+            raise RunError(
+                f"{run.path} was trained with the foreign cell {own!r}, whose code is run only if you ask for it: "
+                f"name it again with --cell {own} (in Python, cell={own!r})."
+            )
+        return catalogue.find(own)
+    name = _name(named) if isinstance(named, type) else named
+    if name.rpartition(":")[2] != own.rpartition(":")[2]:  # its module may be called otherwise from here
+        raise RunError(f"{run.path} was trained with the cell {own!r}, not {name!r}.")
+    return named if isinstance(named, type) else catalogue.find(named)
+
+
+def _name(cell: type) -> str:
+    """What a configuration calls a class of cell."""
+    known = (name for name, kind in catalogue.CELLS.items() if kind is cell)
+    return next(known, f"{cell.__module__}:{cell.__qualname__}")
 
 
 def _build(run: Run, tokenizer: Tokenizer, cell: Callable[..., Any]) -> LanguageModel:
@@ -451,15 +485,21 @@ def _build(run: Run, tokenizer: Tokenizer, cell: Callable[..., Any]) -> Language
     )
 
 
-def _prepare(run: Run, text: TextConfig, watch: Display | None) -> None:
-    """Encodes the run's text into its folder."""
+def _task(run: Run, corpus: Corpus) -> LanguageModelTask:
+    text, model, training = (_section(run, name) for name in ("text", "model", "training"))
+    return LanguageModelTask(corpus, model.window, training.batch, training.seed, text.valid_tokens)
+
+
+def _prepare(run: Run, cell: Callable[..., Any], watch: Display | None) -> None:
+    """Encodes the run's text into its folder, and sees whether text, sizes and cell fit together."""
+    text = _section(run, "text")
     given = {}
     for part in ("train", "valid", "test"):
         spooled = run.path / "stdin.txt"
         given[part] = [spooled if path == "-" and spooled.exists() else path for path in getattr(text, part)]
     if not text.train:
         given["train"] = [embedded.write("help-topics", run.path / "help-topics.txt")]
-    prepare(
+    corpus = prepare(
         run.path,
         text.level,
         **given,
@@ -469,11 +509,22 @@ def _prepare(run: Run, text: TextConfig, watch: Display | None) -> None:
         progress=watch.preparing if watch else None,
     )
     (run.path / "stdin.txt").unlink(missing_ok=True)
+    if _section(run, "model").model == "rnn":
+        task = _task(run, corpus)
+        try:
+            task.blank(_build(run, corpus.tokenizer, cell))
+        except RitornelloError:
+            raise
+        except Exception as error:
+            raise CellError(
+                f"The cell {_section(run, 'model').cell!r} could not be made and make a step: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
 
-def _check_device(config: TrainingConfig) -> None:
+def _check_device(device: str) -> None:
     try:
-        torch.zeros(1, device=config.device)
+        torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ArgumentError(f"Device {config.device!r} cannot be used here: {reason}") from error
+        raise ArgumentError(f"Device {device!r} cannot be used here: {reason}") from error

@@ -27,6 +27,7 @@ class TextConfig:
         level: what a token is: char, byte, word or bpe.
         vocabulary: most tokens at level word and bpe; 0 takes 20000 words, or 4096 byte pairs.
         documents: what an end symbol is learnt for: each file (where there are several) or each line.
+        valid_tokens: tokens of the validation part that are scored in the course of training, at most; 0 scores all.
 
     Raises:
         ArgumentError: an unknown level or kind of document, or a split that is none.
@@ -39,6 +40,7 @@ class TextConfig:
     level: str = "char"
     vocabulary: int = 0
     documents: str = "file"
+    valid_tokens: int = 200_000
 
     def __post_init__(self) -> None:
         for name in ("train", "valid", "test"):
@@ -50,6 +52,8 @@ class TextConfig:
                 raise ArgumentError(f"Unknown {name} {getattr(self, name)!r}: {nearest(getattr(self, name), legal)}.")
         if self.vocabulary < 0:
             raise ArgumentError(f"vocabulary must be 0 or greater, not {self.vocabulary}.")
+        if self.valid_tokens < 0 or self.valid_tokens == 1:
+            raise ArgumentError(f"valid_tokens must be 0 (all) or at least 2, not {self.valid_tokens}.")
         self.shares()
 
     def shares(self) -> tuple[float, float, float]:
@@ -97,7 +101,7 @@ class LanguageModelConfig:
     embedding: int = 0
     dropout: float = 0.0
     tied: bool = True
-    window: int = 64
+    window: int = 32
     order: int = 0
 
     def __post_init__(self) -> None:

@@ -26,7 +26,8 @@ class TrainingConfig:
         epochs: a budget of so many passes over the training part.
         minutes: a budget of wall time, evaluations included.
         batch: sequences that are trained side by side.
-        accumulate: batches whose gradients are averaged into one update; 0 takes the whole epoch (full-batch descent).
+        accumulate: batches that make one update together, each token counting alike; 0 takes the whole epoch
+            (full-batch descent).
         optimiser: adamw (Loshchilov & Hutter 2019), adam, rmsprop or sgd.
         lr: the highest learning rate.
         momentum: of sgd and rmsprop.
@@ -56,10 +57,10 @@ class TrainingConfig:
     steps: int = 0
     epochs: float = 0.0
     minutes: float = 0.0
-    batch: int = 32
+    batch: int = 64
     accumulate: int = 1
     optimiser: str = "adamw"
-    lr: float = 6e-3
+    lr: float = 0.01
     momentum: float = 0.9
     beta1: float = 0.9
     beta2: float = 0.99

@@ -87,7 +87,7 @@ def _crc32(tensors: Mapping[str, Tensor], about: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         sum_ = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), sum_)
-        sum_ = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), sum_)
+        sum_ = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, sum_)
     return f"{sum_:08x}"
 
 

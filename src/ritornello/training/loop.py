@@ -19,7 +19,7 @@ from ritornello.training.checkpoint import Progress, load_checkpoint, save_check
 from ritornello.training.config import TrainingConfig
 from ritornello.training.files import weights, write_tensors
 from ritornello.training.log import Log
-from ritornello.training.optimise import clip, learning_rate, make_optimiser
+from ritornello.training.optimise import average_gradients, clip, learning_rate, make_optimiser
 from ritornello.training.run import Run
 
 CHECKPOINT_SECONDS = 60.0
@@ -108,11 +108,13 @@ def train(
             for _ in range(count):
                 with torch.autocast(device_type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                     loss, carry, tokens = task.loss(model, next(batches), carry)
-                (loss / count).backward()
+                (loss * tokens).backward()
                 carry = detached(carry)
-                update_loss += loss.item() / count
+                update_loss += loss.item() * tokens
                 update_tokens += tokens
+            update_loss /= update_tokens
             check_finite(update_loss, progress)
+            average_gradients(model, update_tokens)
             clip(model.parameters(), config)
             optimiser.step()
 
@@ -131,8 +133,10 @@ def train(
             if watch:
                 watch.update(progress, fraction, update_loss, update_tokens)
 
-            if fraction >= 1 or int(fraction * config.evaluations) > progress.evaluations:
-                row = evaluate(task, model, config, progress, per_epoch, min(fraction, 1.0))
+            due = int(fraction * config.evaluations + 1e-9)
+            if fraction >= 1 or due > progress.evaluations:
+                row = evaluate(task, model, progress, per_epoch)
+                progress.evaluations = max(progress.evaluations + 1, due)
                 progress.seconds += time.monotonic() - before
                 before = time.monotonic()
                 check_finite(row["valid_loss"], progress)
@@ -159,9 +163,7 @@ def check_finite(loss: float, progress: Progress) -> None:
         )
 
 
-def evaluate(
-    task: Task, model: nn.Module, config: TrainingConfig, progress: Progress, per_epoch: int, fraction: float
-) -> dict[str, Any]:
+def evaluate(task: Task, model: nn.Module, progress: Progress, per_epoch: int) -> dict[str, Any]:
     """Scores the validation part: a row for the log. Begins the count of training loss anew."""
     model.eval()
     rate = progress.tokens / max(progress.training_seconds, 1e-9)
@@ -177,7 +179,6 @@ def evaluate(
         "tokens_per_second": rate,
         **found,
     }
-    progress.evaluations = max(progress.evaluations + 1, int(fraction * config.evaluations))
     progress.evaluated_epoch = done
     progress.loss_sum, progress.tokens, progress.training_seconds = 0.0, 0, 0.0
     return row

@@ -55,6 +55,13 @@ def learning_rate(config: TrainingConfig, step: int, fraction: float, scale: flo
     return rate
 
 
+def average_gradients(model: nn.Module, tokens: int) -> None:
+    """Divides gradients of a loss that was summed over so many tokens, so that windows of any length weigh alike."""
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.div_(tokens)
+
+
 def clip(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> None:
     """Clips gradients by value, then by the norm of all together."""
     parameters = list(parameters)

@@ -98,7 +98,7 @@ class Run:
         if not (path / "config.json").is_file():
             raise RunError(f"{path} is no run: it has no config.json.")
         config = read_json(path / "config.json")
-        if not isinstance(config, dict) or "format" not in config or "task" not in config:
+        if not isinstance(config, dict) or "format" not in config or not isinstance(config.get("task"), str):
             raise RunError(f"{path / 'config.json'} is no run's configuration: it lacks the keys format and task.")
         if config["format"] != FORMAT:
             raise RunError(
