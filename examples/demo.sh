@@ -1,12 +1,14 @@
 # What `make demo` runs: a recurrent language model on the embedded corpus, the n-gram model that it must beat, its text.
 set -eu
-say() { printf '\n$ %s\n' "$*"; "$@"; }
-minutes="${MINUTES:-2.5}"
+run() {
+    printf '\n$ %s\n' "$1"
+    eval "$1"
+}
 
-say rit train lm --model ngram --out runs/demo-ngram --overwrite
-say rit train lm --minutes "$minutes" --out runs/demo --overwrite
-say rit evaluate runs/demo runs/demo-ngram
-say rit sample runs/demo --prompt "The " --length 600
+run 'rit train lm --model ngram --out runs/demo-ngram --overwrite'
+run "rit train lm --minutes ${MINUTES:-2.5} --out runs/demo --overwrite"
+run 'rit evaluate runs/demo runs/demo-ngram'
+run 'rit sample runs/demo --prompt "The " --length 600'
 
 cat <<'END'
 

@@ -517,6 +517,17 @@ def test_a_cell_for_chains_does_not_run_over_trees(kind: type[Cell], message: st
     assert_close(unfold.over([[1, 2, 3, -1]], x)[0], chain.double())  # where no node has two children it may
 
 
+def test_running_out_of_memory_on_a_tree_is_told_as_it_is() -> None:
+    class Hungry(ChainOnly):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            if s.h.dim() == 3:
+                raise torch.OutOfMemoryError("no memory left")
+            return super().forward(x, s)
+
+    with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
+        rit.Unfold(Hungry(2, 4)).over([[2, 2, -1]], torch.randn(3, 2))
+
+
 # Cells that break their promise.
 
 
