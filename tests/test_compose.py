@@ -318,3 +318,8 @@ def test_what_cannot_be_composed_is_named(make: Any, message: str) -> None:
 def test_a_state_that_does_not_fit_is_named(layer: nn.Module, state: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         layer(torch.zeros(5, 2, 3), state)
+
+
+def test_stack_takes_layers_only():
+    with pytest.raises(ArgumentError, match="layer 0 is a Linear; layers are Unfold"):
+        rit.nn.Stack([torch.nn.Linear(3, 3)])

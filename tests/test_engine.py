@@ -766,9 +766,10 @@ def test_another_default_device_changes_nothing() -> None:
         with torch.device("meta"):
             found = unfold(x, **chosen)
         assert_close(found, expected)
+    ahead = rit.Unfold(unfold.cell)
     with torch.device("meta"):
-        found = unfold.over([[2, 2, -1]], x[0])
-    assert_close(found, unfold.over([[2, 2, -1]], x[0]))
+        found = ahead.over([[2, 2, -1]], x[0])
+    assert_close(found, ahead.over([[2, 2, -1]], x[0]))
 
 
 DEVICES = [
@@ -785,7 +786,9 @@ def test_another_device(variant: str, reverse: bool, device: str) -> None:
     x, resets = torch.randn(4, 3, 2, dtype=F64), torch.tensor([[False, True, False]] * 4)
     options: list[dict[str, Any]] = [{}, {"lengths": [2, 4, 0]}, {"lengths": [2, 4, 0], "resets": resets}]
     calls = [lambda unfold, x, chosen=chosen: unfold(x, **chosen) for chosen in options]
-    for call in [*calls, lambda unfold, x: unfold.over([[2, 2, -1], [-1]], x[:, 0])]:
+    if not reverse:
+        calls.append(lambda unfold, x: unfold.over([[2, 2, -1], [-1]], x[:, 0]))
+    for call in calls:
         (outputs, last), (expected, expected_last) = call(there, x.to(device)), call(here, x)
         found, wanted = [outputs, *last], [expected, *expected_last]
         assert {field.device.type for field in found} == {device}
@@ -817,3 +820,28 @@ def test_a_state_dict_round_trips(variant: str) -> None:
     assert torch.equal(other(x)[0], unfold(x)[0])
     with pytest.raises(RuntimeError, match=r"Unexpected key.*initial\.0"):
         unfolding(variant).load_state_dict(saved)
+
+
+def test_reverse_is_for_chains():
+    with pytest.raises(ArgumentError, match="leaves to roots only"):
+        rit.Unfold(rit.GRU(3, 4), reverse=True).over([[-1]], torch.zeros(1, 3))
+
+
+def test_dtype_of_x_and_parameters_must_fit():
+    with pytest.raises(ArgumentError, match=r"x has dtype torch.float64 and the parameters of GRU torch.float32"):
+        rit.Unfold(rit.GRU(3, 4))(torch.zeros(2, 1, 3, dtype=torch.float64))
+    with pytest.raises(ArgumentError, match="x is on meta and the parameters of GRU on cpu"):
+        rit.Unfold(rit.GRU(3, 4))(torch.zeros(2, 1, 3, device="meta"))
+
+
+def test_autocast_takes_bfloat16_input_and_keeps_a_float32_state():
+    unfold = rit.Unfold(rit.LSTM(3, 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        _, last = unfold(torch.randn(2, 1, 3).bfloat16())
+        _, last = unfold(torch.randn(2, 1, 3).bfloat16(), last)
+    assert last.c.dtype == torch.float32
+
+
+def test_lengths_that_are_no_numbers():
+    with pytest.raises(ArgumentError, match="lengths must be integers, one for each sequence, not 'abc'"):
+        rit.Unfold(rit.GRU(3, 4))(torch.zeros(2, 1, 3), lengths="abc")

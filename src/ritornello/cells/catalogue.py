@@ -60,6 +60,7 @@ def find(name: str) -> type[Cell]:
 def _load_module(name: str) -> object:
     here = str(Path.cwd())
     sys.path.insert(0, here)
+    importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
     except Exception as error:
@@ -73,9 +74,14 @@ def _load_file(path: Path) -> object:
     if not path.is_file() or spec is None or spec.loader is None:
         raise ArgumentError(f"Cannot import {str(path)!r}: there is no such file.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
+    before = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module  # where dataclasses and pickle look a class's module up
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[path.stem]
         raise ArgumentError(f"Cannot import {str(path)!r}: {type(error).__name__}: {error}.") from error
+    finally:
+        if before is not None:
+            sys.modules[path.stem] = before
     return module

@@ -24,8 +24,8 @@ class GRU(Cell):
 
     with h' the predecessor's state, z the share that is kept (torch's convention). Cho et al. (2014) put the reset
     before the product; `torch.nn.GRU` and the vendors' kernels put it after. Over trees each predecessor has a reset
-    gate of its own, z reads the sum of the states, and h' in the last line is that sum. As good as the LSTM on most
-    tasks, with three quarters of its products.
+    gate of its own (and, with reset="after", a d), z reads the sum of the states, and h' in the last line is that
+    sum. As good as the LSTM on most tasks, with three quarters of its products.
 
     Args:
         input_size: features of x.

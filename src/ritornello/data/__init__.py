@@ -1,1 +1,1 @@
-
+"""Data: text from files, tokenizers, and token files that are read in windows."""

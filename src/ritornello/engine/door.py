@@ -36,7 +36,7 @@ def settle_input(cell: Cell, x: Tensor, batch_first: bool) -> tuple[Tensor, Layo
         raise ArgumentError(f"x has shape {tuple(x.shape)}; expected {order}, or (time, features) for one sequence.")
     if x.shape[-1] != cell.input_size:
         raise ArgumentError(f"x has {x.shape[-1]} features; {name} was made with input_size={cell.input_size}.")
-    _check_floating(x)
+    x = _settle_dtype(cell, x)
     batched = x.dim() == 3
     if not batched:
         x = x.unsqueeze(1)
@@ -45,26 +45,44 @@ def settle_input(cell: Cell, x: Tensor, batch_first: bool) -> tuple[Tensor, Layo
     return x, Layout(x.shape[0], x.shape[1], batch_first, batched)
 
 
-def settle_nodes(cell: Cell, x: Tensor, nodes: int) -> None:
+def settle_nodes(cell: Cell, x: Tensor, nodes: int) -> Tensor:
     """Checks the x of trees."""
     expected = (nodes, cell.input_size)
     if not isinstance(x, Tensor):
         raise ArgumentError(f"x must be a tensor of shape {expected}, not {type(x).__name__}.")
     if tuple(x.shape) != expected:
         raise ArgumentError(f"x has shape {tuple(x.shape)}; expected {expected}: a row for each of the {nodes} nodes.")
-    _check_floating(x)
+    return _settle_dtype(cell, x)
 
 
-def _check_floating(x: Tensor) -> None:
+def _settle_dtype(cell: Cell, x: Tensor) -> Tensor:
+    """Checks that x and the cell's parameters fit together; under autocast x enters, and states stay, in float32."""
     if not x.is_floating_point():
         raise ArgumentError(f"x has dtype {x.dtype}; expected a floating-point dtype, such as {torch.float32}.")
+    weight = next(cell.parameters(), x)
+    if weight.device != x.device:
+        raise ArgumentError(
+            f"x is on {x.device} and the parameters of {type(cell).__name__} on {weight.device}: move one of them."
+        )
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return x.to(weight.dtype)
+    if weight.dtype != x.dtype:
+        raise ArgumentError(
+            f"x has dtype {x.dtype} and the parameters of {type(cell).__name__} {weight.dtype}: "
+            f"convert one of them with .to(...), or use torch.autocast."
+        )
+    return x
 
 
 def settle_lengths(lengths: Any, layout: Layout) -> Tensor | None:
     """Checks lengths and brings them to a (batch,) int64 tensor on the CPU, or None where all rows are full."""
     if lengths is None:
         return None
-    lengths = torch.as_tensor(lengths, device="cpu")
+    try:
+        lengths = torch.as_tensor(lengths, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"lengths must be integers, one for each sequence, not {lengths!r}.") from error
     if lengths.numel() == 0:
         lengths = lengths.long()
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:

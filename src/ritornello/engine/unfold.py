@@ -141,8 +141,12 @@ class Unfold(nn.Module):
             >>> bool((outputs[2] == root.h[0]).all())
             True
         """
+        if self.reverse:
+            raise ArgumentError(
+                "Unfold(reverse=True) walks chains backwards; trees are walked from leaves to roots only."
+            )
         schedule = forest(trees)
-        door.settle_nodes(self.cell, x, schedule.rows)
+        x = door.settle_nodes(self.cell, x, schedule.rows)
         blank = self._blank(x)
         entry = door.settle_state(self.cell, state, blank, x, schedule.entries)
         result = self._run(x, entry, blank, schedule, all_states)

@@ -152,6 +152,12 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(layers)
         if not self.layers:
             raise ArgumentError("Stack: give at least one layer.")
+        for number, layer in enumerate(self.layers):
+            if not all(hasattr(layer, name) for name in ("input_size", "output_size", "batch_first")):
+                raise ArgumentError(
+                    f"Stack: layer {number} is a {type(layer).__name__}; "
+                    "layers are Unfold, Bidirectional, Residual or Stack."
+                )
         if not 0 <= dropout < 1:
             raise ArgumentError(f"Stack: dropout must lie in 0 to 1 (exclusive), not {dropout}.")
         for number, (below, above) in enumerate(zip(self.layers[:-1], self.layers[1:], strict=True)):
