@@ -22,8 +22,9 @@ import ritornello as rit
 from ritornello.data.corpus import Corpus, prepare
 from ritornello.errors import ArgumentError, DataError, RunError
 from ritornello.models import LanguageModel, generate, narrow, scoring
+from ritornello.models.predictor import Predictor, reader
 from ritornello.models.scoring import scores, stream_nats, window_nats
-from ritornello.tasks.language_model import LanguageModelTask, Predictor, reader, train
+from ritornello.tasks.language_model import LanguageModelTask, train
 from ritornello.training.files import read_tensors, weights, write_tensors
 
 SIZES = {"vocabulary": 5, "cell": rit.LSTM, "embedding": 6, "hidden": 4}

@@ -12,7 +12,7 @@ from ritornello.tasks.language_model_config import LanguageModelConfig, TextConf
 from ritornello.training.config import TrainingConfig
 
 if TYPE_CHECKING:
-    from ritornello.tasks.language_model import LanguageModelRun
+    from ritornello.tasks.language_model_run import LanguageModelRun
 
 app = typer.Typer(help="Train a model.", no_args_is_help=True, pretty_exceptions_enable=False)
 

@@ -2,6 +2,7 @@
 
 from ritornello.models.language_model import LanguageModel
 from ritornello.models.ngram import NGramModel
+from ritornello.models.predictor import Predictor
 from ritornello.models.sampling import generate, narrow
 
-__all__ = ["LanguageModel", "NGramModel", "generate", "narrow"]
+__all__ = ["LanguageModel", "NGramModel", "Predictor", "generate", "narrow"]

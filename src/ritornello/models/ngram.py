@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import ArgumentError, DataError, RunError
+from ritornello.errors import ArgumentError, DataError, RunError
 
 BLOCK = 1 << 20  # tokens scored at once: bounds the memory of `nats` at about 60 MB
 KEY_LIMIT = np.iinfo(np.int64).max

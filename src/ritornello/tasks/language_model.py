@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,15 @@ from torch import Tensor, nn
 
 from ritornello.cells import catalogue
 from ritornello.data import corpus as embedded
-from ritornello.data.corpus import Corpus, encode_text, prepare
-from ritornello.data.tokenizer import StreamDecoder, Tokenizer
+from ritornello.data.corpus import Corpus, prepare
+from ritornello.data.tokenizer import Tokenizer
 from ritornello.data.tokens import TokenFile
 from ritornello.errors import ArgumentError, CellError, DataError, RitornelloError, RunError, nearest
 from ritornello.models.language_model import LanguageModel
 from ritornello.models.ngram import NGramModel
-from ritornello.models.sampling import generate
-from ritornello.models.scoring import scores, stream_nats, window_nats
+from ritornello.models.predictor import Predictor, reader
 from ritornello.tasks.language_model_config import LanguageModelConfig, TextConfig
+from ritornello.tasks.language_model_run import LanguageModelRun
 from ritornello.training.config import TrainingConfig, from_json
 from ritornello.training.display import Display
 from ritornello.training.files import load_weights, read_tensors, write_tensors
@@ -34,7 +33,6 @@ from ritornello.training.loop import train as train_loop
 from ritornello.training.run import Run
 
 TASK = "language-model"
-EVALUATION_LANES = 64
 CONFIGS = {"text": TextConfig, "model": LanguageModelConfig, "training": TrainingConfig}
 
 
@@ -105,196 +103,6 @@ class LanguageModelTask:
         return {f"valid_{name}": value for name, value in found.items()}
 
 
-def reader(text: TokenFile, tokenizer: Tokenizer) -> Callable[[np.ndarray, int], np.ndarray]:
-    """`text.windows`, with a RunError where a damaged file holds a token that the vocabulary lacks."""
-
-    def read(starts: np.ndarray, length: int) -> np.ndarray:
-        tokens = text.windows(starts, length)
-        if (highest := int(tokens.max(initial=0))) >= tokenizer.vocabulary_size:
-            raise RunError(
-                f"{text.path} is damaged: it holds the token {highest}, where the vocabulary has "
-                f"{tokenizer.vocabulary_size}; train anew with --overwrite."
-            )
-        return tokens
-
-    return read
-
-
-class Predictor:
-    """A trained recurrent model or n-gram model behind one face."""
-
-    def __init__(self, model: LanguageModel | NGramModel, tokenizer: Tokenizer) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-
-    def advance(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """(batch,) tokens and a state to (batch, vocabulary) log-probabilities and the next state."""
-        if isinstance(self.model, LanguageModel):
-            return self.model.advance(tokens, state)
-        histories = [[*past, int(token)] for past, token in zip(state or [[]] * len(tokens), tokens, strict=True)]
-        histories = [past[-self.model.order :] for past in histories]
-        p = np.stack([self.model.distribution(past) for past in histories])
-        return torch.from_numpy(p).log(), histories
-
-    def score(
-        self, text: TokenFile, characters: int, *, lanes: int = EVALUATION_LANES, window: int = 0, most: int = 0
-    ) -> dict[str, float]:
-        """Scores a text of so many characters; the rest as in `LanguageModelRun.evaluate`."""
-        tokens = min(len(text), most) if most else len(text)
-        total, predicted = 0.0, 0
-        for nats, count in self._nats(text, tokens, lanes, window):
-            total, predicted = total + nats, predicted + count
-        return scores(total, predicted, len(text), characters)
-
-    def _nats(self, text: TokenFile, count: int, lanes: int, window: int) -> Iterator[tuple[float, int]]:
-        if isinstance(self.model, LanguageModel):
-            self.model.eval()
-            if window:
-                yield from window_nats(self.model, reader(text, self.tokenizer), count, window)
-            else:
-                yield from stream_nats(self.model, reader(text, self.tokenizer), count, lanes=lanes)
-            return
-        block = window or 1 << 20
-        for start in range(0, count - 1, block):
-            context = text.read(max(0, start + 1 - (1 if window else self.model.order)), start + 1)
-            tokens = text.read(start + 1, min(start + 1 + block, count))
-            yield float(self.model.nats(tokens, context).sum()), len(tokens)
-
-
-class LanguageModelRun:
-    """A trained language model: writes text and scores it. Made by `train` or `ritornello.load`.
-
-    Attributes:
-        run: its folder and configuration.
-        model: the network, or the n-gram model.
-        tokenizer: between text and token ids.
-        interrupted: whether Ctrl-C ended its training early.
-    """
-
-    def __init__(self, run: Run, model: LanguageModel | NGramModel, tokenizer: Tokenizer) -> None:
-        self.run = run
-        self.model = model
-        self.tokenizer = tokenizer
-        self.interrupted = False
-        self._predictor = Predictor(model, tokenizer)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lies."""
-        return self.model.embed.weight.device if isinstance(self.model, LanguageModel) else torch.device("cpu")
-
-    def parts(self) -> list[str]:
-        """Which parts of the run's own text there are."""
-        return list(Corpus.open(self.run.path).parts)
-
-    def stream(
-        self, prompt: str = "", *, count: int = 1, length: int = 500, until: str = "", **options: Any
-    ) -> Iterator[list[str]]:
-        """Draws texts, a token of each at a time.
-
-        Args:
-            prompt: what all texts begin with. Default: nothing, a text begins as after the end of another.
-            count: how many texts, drawn side by side.
-            length: tokens to draw for each, fewer where the end symbol is drawn.
-            until: end a text once what was drawn holds this; what follows it is cut off.
-            **options: temperature (1), top_k (0: all), top_p (1: all) and seed (0), as in `models.narrow`.
-
-        Yields:
-            What each text has grown by, `count` pieces of text; "" for one that has ended.
-
-        Raises:
-            DataError: the prompt has symbols that the vocabulary lacks. ArgumentError: an option out of range.
-        """
-        decoders = [StreamDecoder(self.tokenizer) for _ in range(count)]
-        tails = [""] * count
-        ended = [False] * count
-        forbidden = [] if self.tokenizer.unknown is None else [self.tokenizer.unknown]
-        drawn = generate(
-            self._predictor.advance,
-            self._prompt(prompt),
-            count=count,
-            length=length,
-            end=self.tokenizer.end,
-            forbidden=forbidden,
-            device=self.device,
-            **options,
-        )
-        for tokens in drawn:
-            pieces = []
-            for number, token in enumerate(tokens.tolist()):
-                piece = "" if ended[number] else decoders[number].push(token)
-                ended[number] |= token == self.tokenizer.end
-                if until and piece:
-                    seen = tails[number] + piece
-                    if (place := seen.find(until)) >= 0:
-                        piece = seen[len(tails[number]) : place + len(until)]
-                        ended[number] = True
-                    tails[number] = seen[-len(until) :]
-                pieces.append(piece)
-            yield pieces
-            if all(ended):
-                return
-        yield ["" if done else decoder.finish() for done, decoder in zip(ended, decoders, strict=True)]
-
-    def sample(self, prompt: str = "", *, count: int = 1, **options: Any) -> str | list[str]:
-        """Draws texts at once; arguments as in `stream`.
-
-        Returns:
-            The text, prompt included; with `count` above 1 a list of texts.
-        """
-        texts = [prompt] * count
-        for pieces in self.stream(prompt, count=count, **options):
-            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
-        return texts[0] if count == 1 else texts
-
-    def evaluate(
-        self,
-        text: str | Path | Sequence[str | Path],
-        *,
-        lanes: int = EVALUATION_LANES,
-        window: int = 0,
-        most: int = 0,
-    ) -> dict[str, float]:
-        """Scores files or folders of text, or a part of the run's own text.
-
-        Args:
-            text: paths, or "train", "valid" or "test".
-            lanes: parts of the text that a recurrent model reads side by side, each but the first after a warm-up of
-                512 unscored tokens. 1 reads it as one stream, exactly, and takes longer.
-            window: score windows of this many tokens that know nothing of each other; 0 (default) carries the state.
-            most: score no more than this many tokens, from the beginning; 0 (default) scores all.
-
-        Returns:
-            loss (nats a token), bits_per_character, perplexity, tokens (predicted: all but the first).
-
-        Raises:
-            DataError: a file that is missing, empty, not UTF-8 or of symbols that the vocabulary lacks.
-            ArgumentError: lanes below 1, a negative window, or fewer than two tokens.
-        """
-        if lanes < 1 or window < 0 or most < 0 or most == 1:
-            raise ArgumentError(
-                f"lanes is {lanes}, window {window} and most {most}; lanes must be at least 1, window at least 0, and "
-                "most 0 (all) or at least 2."
-            )
-        how = {"lanes": lanes, "window": window, "most": most}
-        if isinstance(text, str) and text in ("train", "valid", "test"):
-            corpus = Corpus.open(self.run.path)
-            if text not in corpus.parts:
-                raise DataError(f"{self.run.path} has no {text} part; it has {', '.join(corpus.parts)}.")
-            return self._predictor.score(corpus.parts[text], corpus.info[text].characters, **how)
-        paths = [text] if isinstance(text, str | Path) else list(text)
-        with tempfile.TemporaryDirectory() as folder:
-            tokens, info = encode_text(self.tokenizer, paths, folder, self.run.section("text")["documents"])
-            return self._predictor.score(tokens, info.characters, **how)
-
-    def _prompt(self, prompt: str) -> list[int]:
-        if prompt:
-            return self.tokenizer.encode(prompt).tolist()
-        if self.tokenizer.end is not None:
-            return [self.tokenizer.end]
-        return [self.tokenizer.symbols.index("\\n") if "\\n" in self.tokenizer.symbols else 0]
-
-
 def train(
     out: str | Path, *, overwrite: bool = False, watch: Display | None = None, **options: Any
 ) -> LanguageModelRun:
@@ -356,6 +164,7 @@ def resume(
     given = dict(given or {})
     with Run.reopen(out, TASK) as run:
         cell_class = _cell(run, cell or given.pop("cell", None))
+        _check_device(_section(run, "training").device)
         for name, config in _configs(given).items():
             for option in set(given) & {field.name for field in fields(config)}:
                 asked, own = getattr(config, option), getattr(_section(run, name), option)

@@ -59,7 +59,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     """Writes tensors, and what is to be known about them as JSON, into one safetensors file, atomically."""
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(about)
-    write_atomically(path, save(ready, {"about": text, "crc32": _crc32(ready, text)}))
+    write_atomically(path, save(ready, {"about": f"{_crc32(ready, text)} {text}"}))  # two keys would come in any order
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -73,10 +73,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-            metadata = file.metadata() or {}
-        if metadata.get("crc32") != _crc32(tensors, metadata.get("about", "")):
+            checksum, _, text = (file.metadata() or {}).get("about", "").partition(" ")
+        if checksum != _crc32(tensors, text):
             raise ValueError("its checksum does not fit its content")
-        return tensors, json.loads(metadata["about"])
+        return tensors, json.loads(text)
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(f"{path} is cut or corrupt ({error}); restore it from a copy or train anew.") from error
 
