@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from typing import Any
 
 
 def main() -> None:
     """Runs the command line; a user's mistake is one sentence and exit status 2, Ctrl-C is 130."""
+    from typer import BadParameter
+
     from ritornello.cli.app import app
     from ritornello.errors import RitornelloError
 
+    usage_error: Any = BadParameter.__mro__[1]  # click's, or that of the copy of click that Typer brings
     try:
-        app()
+        raise SystemExit(app(prog_name="rit", standalone_mode=False))
+    except usage_error as error:
+        _fail(error.format_message(), 2)
     except RitornelloError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
     except OSError as error:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}", 2)
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"rit: {message}", file=sys.stderr)
+    if message:  # without a verb Typer has shown the help already
+        print(f"rit: {message}", file=sys.stderr)
     raise SystemExit(status)

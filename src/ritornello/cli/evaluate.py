@@ -21,8 +21,10 @@ def evaluate(
         int, typer.Option(help="Parts read side by side, each warmed up by 512 tokens; 1: exactly one stream.")
     ] = 64,
     most: Annotated[int, typer.Option(help="Score this many tokens at most; 0: all.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    cell: Annotated[str, typer.Option(help="The runs' foreign cell, named again; its code is run.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", show_default="off")] = False,
+    cell: Annotated[
+        str, typer.Option(help="The runs' foreign cell, named again; its code is run.", show_default="none")
+    ] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
 ) -> None:
     """Score trained models on a text: nats a token, bits per character, perplexity."""

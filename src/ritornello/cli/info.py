@@ -7,7 +7,11 @@ from typing import Annotated, Any
 import typer
 
 
-def info(run: Annotated[str, typer.Argument(help="The run's folder; without it, what is installed.")] = "") -> None:
+def info(
+    run: Annotated[
+        str, typer.Argument(help="The run's folder; without it, what is installed.", show_default="none")
+    ] = "",
+) -> None:
     """Describe a run, or this installation."""
     from rich.console import Console
     from rich.table import Table

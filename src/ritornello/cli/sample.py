@@ -10,9 +10,9 @@ import typer
 
 def sample(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
-    prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "",
+    prompt: Annotated[str, typer.Option(help="What the text begins with.", show_default="none")] = "",
     length: Annotated[int, typer.Option(help="Tokens to draw; fewer where the end symbol comes.")] = 500,
-    until: Annotated[str, typer.Option(help="End the text once this was drawn.")] = "",
+    until: Annotated[str, typer.Option(help="End the text once this was drawn.", show_default="none")] = "",
     temperature: Annotated[float, typer.Option(help="Below 1 sharper, above 1 wilder, 0 always the likeliest.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")] = 0,
     top_p: Annotated[
@@ -20,7 +20,9 @@ def sample(
     ] = 1.0,
     count: Annotated[int, typer.Option(help="How many texts, drawn side by side.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed draws the same text.")] = 0,
-    cell: Annotated[str, typer.Option(help="The run's foreign cell, named again; its code is run.")] = "",
+    cell: Annotated[
+        str, typer.Option(help="The run's foreign cell, named again; its code is run.", show_default="none")
+    ] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
 ) -> None:
     """Write text with a trained language model."""

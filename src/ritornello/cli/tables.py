@@ -10,7 +10,7 @@ from rich.table import Table
 def score_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
     """A row for each scored text: nats a token, bits per character, perplexity, tokens."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("run")
+    table.add_column("run", overflow="fold")
     for title in ("nats/token", "bits/character", "perplexity", "tokens"):
         table.add_column(title, justify="right")
     for name, row in rows.items():

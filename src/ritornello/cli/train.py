@@ -28,9 +28,11 @@ def language_model(
     context: typer.Context,
     out: Annotated[str, typer.Option(help="The run's folder.")] = "runs/lm",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run that is there, with its options.")
+        bool, typer.Option("--resume", help="Go on with the run that is there, with its options.", show_default="off")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run that is there.", show_default="off")
+    ] = False,
     **options: Any,
 ) -> None:
     """Train a language model: it learns to predict a text, and then writes it."""

@@ -321,12 +321,14 @@ def _prepare(run: Run, cell: Callable[..., Any], watch: Display | None) -> None:
     if _section(run, "model").model == "rnn":
         task = _task(run, corpus)
         try:
-            task.blank(_build(run, corpus.tokenizer, cell))
+            with torch.no_grad():
+                model = _build(run, corpus.tokenizer, cell).to(_section(run, "training").device)
+                task.loss(model, next(task.batches(0, 0)), None)
         except RitornelloError:
             raise
         except Exception as error:
             raise CellError(
-                f"The cell {_section(run, 'model').cell!r} could not be made and make a step: "
+                f"The cell {_section(run, 'model').cell!r} could not be made, or make its first steps: "
                 f"{type(error).__name__}: {error}"
             ) from error
 

@@ -12,6 +12,7 @@ OPTIMISERS = ("adamw", "adam", "rmsprop", "sgd")
 SCHEDULES = ("cosine", "constant", "plateau")
 PRECISIONS = ("float32", "bfloat16")
 DEFAULT_MINUTES = 3.0
+MOST_THREADS = 1024
 LIMIT = 1 << 63  # of every number: what torch takes as a seed or a size
 
 Config = TypeVar("Config")
@@ -92,6 +93,8 @@ class TrainingConfig:
         for name in ("momentum", "beta1", "beta2"):
             if getattr(self, name) >= 1:
                 raise ArgumentError(f"{name} must be below 1, not {getattr(self, name)}.")
+        if self.threads > MOST_THREADS:
+            raise ArgumentError(f"threads must be at most {MOST_THREADS}, not {self.threads}.")
         budgets = [name for name in ("steps", "epochs", "minutes") if getattr(self, name)]
         if len(budgets) > 1:
             raise ArgumentError(f"Give one budget, steps, epochs or minutes; came: {' and '.join(budgets)}.")

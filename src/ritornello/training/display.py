@@ -60,7 +60,7 @@ class Display:
 
     def update(self, progress: checkpoint.Progress, fraction: float, loss: float, tokens: int) -> None:
         """After each update of the weights."""
-        self._loss = loss if self._loss is None else 0.98 * self._loss + 0.02 * loss
+        self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
         self._tokens += tokens
         now = time.monotonic()
         if self._began is None:
@@ -81,6 +81,7 @@ class Display:
             f"valid {row['valid_loss']:.4f} nats · {row['tokens_per_second']:,.0f} tokens/s"
             + (" · best so far" if best else ""),
             highlight=False,
+            soft_wrap=True,
         )
 
     def _show(self, what: str, fraction: float, note: str) -> None:

@@ -140,7 +140,7 @@ def train(
                 progress.seconds += time.monotonic() - before
                 before = time.monotonic()
                 check_finite(row["valid_loss"], progress)
-                best = keep_score(run, model, config, progress, row)
+                best = keep_score(run, model, progress, row)
                 log.write(row)
                 checkpoint()
                 if watch:
@@ -184,7 +184,7 @@ def evaluate(task: Task, model: nn.Module, progress: Progress, per_epoch: int) -
     return row
 
 
-def keep_score(run: Run, model: nn.Module, config: TrainingConfig, progress: Progress, row: dict[str, Any]) -> bool:
+def keep_score(run: Run, model: nn.Module, progress: Progress, row: dict[str, Any]) -> bool:
     """Keeps the weights if they are the best so far; counts the evaluations since, for patience and plateaus."""
     if row["valid_loss"] < progress.best_loss:
         progress.best_loss, progress.best_step, progress.waiting = row["valid_loss"], progress.step, 0
