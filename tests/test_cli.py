@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from ritornello.cli.options import described
 from ritornello.errors import DataError, RunError
 from ritornello.tasks import language_model
 from ritornello.training.config import TrainingConfig
+from ritornello.training.log import Log
 from ritornello.training.run import Run
 
 SMALL = ("--steps", "4", "--hidden", "8", "--batch", "4", "--window", "8", "--lr", "0.02", "--warmup", "1")
@@ -568,6 +570,14 @@ class TestMistakes:
         fails("train", "lm", "--train", "text.txt", *SMALL, "--out", "run", "--overwrite", *mistake)
         assert len(succeeds("sample", "run", "--length", 5)) == 6
 
+    def test_a_disk_that_is_full_where_no_one_thought_of_it(self, shell, monkeypatch):
+        def full(self: Log, row: dict[str, Any]) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/metrics.jsonl")
+
+        monkeypatch.setattr(Log, "write", full)
+        answer = shell("train", "lm", "--train", "text.txt", *SMALL, "--out", "run")
+        assert (answer.status, answer.error) == (2, "rit: run/metrics.jsonl: No space left on device\n")
+
     def test_overwrite(self, succeeds):
         words = ("train", "lm", "--train", "text.txt", *SMALL, "--out", "run")
         succeeds(*words)
@@ -599,6 +609,19 @@ class TestCtrlC:
         succeeds(*words, "--out", "whole")
         assert Path("stopped/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
         assert [row["step"] for row in Run.open("stopped").metrics()] == list(range(20, 801, 20))
+
+    def test_while_the_text_is_read(self, shell, succeeds, monkeypatch):
+        def interrupt(*words: Any, **options: Any) -> None:
+            raise KeyboardInterrupt
+
+        words = ("train", "lm", "--train", "text.txt", *SMALL, "--out")
+        with monkeypatch.context() as patch:
+            patch.setattr(language_model, "prepare", interrupt)
+            assert shell(*words, "run").status == 130
+        assert not Path("run").exists()
+        succeeds("train", "lm", "--resume", "--out", "run")
+        succeeds(*words, "whole")
+        assert Path("run/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
 
 
 class TestPython:
