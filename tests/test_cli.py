@@ -208,6 +208,14 @@ class TestRoundTrip:
         assert ("run (test)" in said) == ("--split" in options)
         assert len(succeeds("sample", "run", "--length", 5)) == 6
 
+    def test_words_that_the_vocabulary_lacks(self, shell, succeeds):
+        Path("words.txt").write_text("one two three four five six seven. " * 20)
+        succeeds("train", "lm", "--train", "words.txt", "--level", "word", *SMALL, "--out", "run")
+        answer = shell("sample", "run", "--prompt", "one zebra two cow", "--length", 3)
+        assert answer.status == 2
+        assert "lacks 'zebra', 'cow' of the prompt" in answer.error
+        assert succeeds("sample", "run", "--prompt", "two three", "--length", 3).startswith("two three")
+
     def test_threads(self, succeeds, monkeypatch):
         asked = []
         monkeypatch.setattr(torch, "set_num_threads", asked.append)

@@ -632,3 +632,10 @@ class TestEmbedded:
 def test_text_needs_no_torch():
     code = "import sys, ritornello.data.corpus; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_words_that_the_vocabulary_lacks_are_named():
+    tokenizer = Tokenizer.train("word", ["the cat sat on the mat"])
+    assert tokenizer.lacking("the dog sat on the dog, the cow") == ["dog", ",", "cow"]
+    assert tokenizer.lacking("the cat") == []
+    assert Tokenizer.train("byte", ["a"]).lacking("zebra") == []

@@ -243,6 +243,12 @@ class Tokenizer:
         """
         return b"".join(map(self.bytes_of, np.asarray(ids, dtype=np.int64).tolist())).decode(errors="replace")
 
+    def lacking(self, text: str) -> list[str]:
+        """The words of a text that become `<unk>`, each once; none at the other levels."""
+        encoding = self._library.encode(text) if self.unknown is not None else None
+        pieces = zip(encoding.offsets, encoding.ids, strict=True) if encoding else ()
+        return list(dict.fromkeys(text[a:b].strip() for (a, b), index in pieces if index == self.unknown))
+
     def bytes_of(self, index: int) -> bytes:
         """The UTF-8 bytes of one id, perhaps a part of a character; b"" for `<end>`."""
         if not 0 <= index < self.vocabulary_size:

@@ -146,6 +146,14 @@ class LanguageModelRun:
             return self._predictor.score(tokens, info.characters, **how)
 
     def _prompt(self, prompt: str) -> list[int]:
+        lacking = self.tokenizer.lacking(prompt)
+        if lacking and not self.tokenizer.lacking(f" {prompt}"):  # its first word stands only after a space
+            prompt, lacking = f" {prompt}", []
+        if lacking:
+            raise DataError(
+                f"The vocabulary lacks {', '.join(map(repr, lacking))} of the prompt; "
+                "leave that out, or train at level bpe."
+            )
         if prompt:
             return self.tokenizer.encode(prompt).tolist()
         if self.tokenizer.end is not None:
