@@ -34,7 +34,7 @@ from ritornello.errors import ArgumentError, DataError, RitornelloError, RunErro
 from ritornello.tasks import language_model
 from ritornello.tasks.language_model_config import LanguageModelConfig, TextConfig
 from ritornello.training import Display, TrainingConfig, files, loop
-from ritornello.training.checkpoint import Progress, load_checkpoint
+from ritornello.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from ritornello.training.config import from_json
 from ritornello.training.files import read_tensors
 from ritornello.training.optimise import learning_rate, make_optimiser
@@ -1202,3 +1202,10 @@ class TestConfig:
         with pytest.raises(error, match=message):
             language_model.train(tmp_path / "run", train=text, **{**SMALL, **options})
         assert list(tmp_path.iterdir()) == []
+
+
+def test_another_optimiser_does_not_take_a_checkpoint(tmp_path):
+    model = nn.Linear(2, 1)
+    save_checkpoint(tmp_path / "c", model, make_optimiser(model, TrainingConfig(optimiser="sgd")), None, Progress())
+    with pytest.raises(RunError, match="is of SGD; the configuration asks for AdamW"):
+        load_checkpoint(tmp_path / "c", model, make_optimiser(model, TrainingConfig()), None)

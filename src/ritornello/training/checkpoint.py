@@ -77,7 +77,7 @@ def save_checkpoint(
     device = next(model.parameters()).device
     if device.type != "cpu":
         tensors["random.device"] = torch.get_device_module(device).get_rng_state(device)
-    write_tensors(path, tensors, dataclasses.asdict(progress))
+    write_tensors(path, tensors, {"optimiser": type(optimiser).__name__, **dataclasses.asdict(progress)})
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, blank: Any) -> tuple[Any, Progress]:
@@ -95,6 +95,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
         RunError: the file is missing, corrupt, or belongs to another configuration.
     """
     tensors, about = read_tensors(path)
+    own, asked = about.pop("optimiser", "no optimiser"), type(optimiser).__name__
+    if own != asked:
+        raise RunError(f"{path} is of {own}; the configuration asks for {asked}.")
     progress = from_json(Progress, about, str(path))
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimiser": {}, "carry": {}, "random": {}}
     for name, tensor in tensors.items():
