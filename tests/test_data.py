@@ -17,12 +17,14 @@ import tokenizers
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ritornello.data import corpus as corpus_module
 from ritornello.data import tokenizer as tokenizer_module
 from ritornello.data.corpus import EMBEDDED, Corpus, encode_text, help_topics, prepare, write
 from ritornello.data.text import Span, blocks, chunks, find, replacing, spans, spool
 from ritornello.data.tokenizer import LEVELS, StreamDecoder, Tokenizer
 from ritornello.data.tokens import Part, TokenFile, encode_files
 from ritornello.errors import ArgumentError, DataError, RunError
+from ritornello.tasks import language_model_config
 
 ODD = "naïve 😀 e\u0301 \u0301a \0 \r\n\n\n  don't ’tis <end><unk>\t٣ ½² ǅ 日本\u3000語"
 ODD += "\x85\u2028\x1c_x \ufeff𝔘 \U0010ffff"
@@ -639,3 +641,9 @@ def test_words_that_the_vocabulary_lacks_are_named():
     assert tokenizer.lacking("the dog sat on the dog, the cow") == ["dog", ",", "cow"]
     assert tokenizer.lacking("the cat") == []
     assert Tokenizer.train("byte", ["a"]).lacking("zebra") == []
+
+
+def test_the_options_offer_what_the_data_has():
+    """The lists of the configuration stand apart, so that `rit --help` imports no tokenizer."""
+    assert set(language_model_config.LEVELS) == set(tokenizer_module.LEVELS) == set(language_model_config.ORDERS)
+    assert language_model_config.DOCUMENTS == corpus_module.DOCUMENTS

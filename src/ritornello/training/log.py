@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -51,4 +50,4 @@ class Log:
     def _write_events(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float):
-                self._events.add_scalar(name, value, row["step"], walltime=row.get("time", time.time()))
+                self._events.add_scalar(name, value, row["step"])
