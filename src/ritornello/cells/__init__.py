@@ -1,9 +1,9 @@
 """Cells: a cell a file, each reads like the paper's equations."""
 
 from ritornello.cells.catalogue import CELLS, find, is_foreign
-from ritornello.cells.cell import Cell, predecessors_axis, total
+from ritornello.cells.cell import Cell, meaning_of_total, over_predecessors, total
 from ritornello.cells.elman import Elman
 from ritornello.cells.gru import GRU
 from ritornello.cells.lstm import LSTM
 
-__all__ = ["CELLS", "GRU", "LSTM", "Cell", "Elman", "find", "is_foreign", "predecessors_axis", "total"]
+__all__ = ["CELLS", "GRU", "LSTM", "Cell", "Elman", "find", "is_foreign", "meaning_of_total", "over_predecessors", "total"]

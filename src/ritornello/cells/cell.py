@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ritornello.errors import ArgumentError
 
-_over = threading.local()
+_total = threading.local()
 
 
 class Cell(nn.Module):
@@ -96,24 +96,28 @@ def total(value: Tensor) -> Tensor:
         >>> import torch
         >>> total(torch.ones(2, 3)).shape
         torch.Size([2, 3])
-        >>> with predecessors_axis():
+        >>> with meaning_of_total(over_predecessors):
         ...     total(torch.ones(2, 4, 3)).shape
         torch.Size([2, 1, 3])
     """
-    if getattr(_over, "predecessors", False):
-        return value.sum(-2, keepdim=True)
-    return value
+    meaning = getattr(_total, "meaning", None)
+    return value if meaning is None else meaning(value)
+
+
+def over_predecessors(value: Tensor) -> Tensor:
+    """What `total` means where states carry an axis of predecessors, -2."""
+    return value.sum(-2, keepdim=True)
 
 
 @contextmanager
-def predecessors_axis() -> Iterator[None]:
-    """Within it (in this thread) states carry an axis of predecessors, -2, over which `total` sums.
+def meaning_of_total(meaning: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within it (in this thread) `total` is that function.
 
     For executors; a person who writes cells never needs it.
     """
-    before = getattr(_over, "predecessors", False)
-    _over.predecessors = True
+    before = getattr(_total, "meaning", None)
+    _total.meaning = meaning
     try:
         yield
     finally:
-        _over.predecessors = before
+        _total.meaning = before

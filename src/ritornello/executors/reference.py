@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ritornello.cells.cell import Cell, predecessors_axis
+from ritornello.cells.cell import Cell, meaning_of_total, over_predecessors
 from ritornello.errors import CellError
 from ritornello.executors.request import Request, Result
 from ritornello.structures.schedule import Level
@@ -95,7 +95,7 @@ def _step(cell: Cell, x: Tensor, level: Level, table: _Table) -> Any:
         state = table.kind(*(field.squeeze(1) for field in state))
         return _checked(cell, cell(x, state), table.request.entry, (len(x),))
     try:
-        with predecessors_axis():
+        with meaning_of_total(over_predecessors):
             new = cell(x.unsqueeze(1), state)
     except torch.OutOfMemoryError:
         raise

@@ -1,0 +1,7 @@
+"""The compiled engine of the cpu executor. Importing it raises ImportError where it was not built."""
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that this processor can run, best last."""
+
+def instruction_set() -> str:
+    """The one in use: the best, or the one that the environment variable RITORNELLO_ISA names."""

@@ -1,0 +1,287 @@
+"""Passes: each takes a program and gives one with the same meaning that costs less. `simplify` is all of them, in order.
+
+*Hoisting* has no pass of its own: what leaves the loop is read off the rates that the builder gives.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from ritornello.errors import CellError
+from ritornello.program.ops import Term
+from ritornello.program.program import (
+    INPUT,
+    PARAMETER,
+    Builder,
+    Node,
+    Program,
+    Value,
+    copy_node,
+    live,
+    products,
+    prune,
+    rewrite,
+    users,
+)
+
+SUMS = ("add", "affine")
+
+
+def simplify(program: Program) -> Program:
+    """Split, fold, merge, fuse."""
+    return fuse(merge(fold(split(program))))
+
+
+def unroll(program: Program, slots: int) -> Program:
+    """The program of rows with that many predecessors: what is computed for each of them stands there once for each.
+
+    Args:
+        program: as traced, for one predecessor, with `total` where they are summed.
+        slots: predecessors of a row.
+
+    Raises:
+        CellError: a field of the state that keeps the predecessors apart.
+    """
+    b = Builder()
+    new: dict[Value, list[Value]] = {}
+    for value in live(program.nodes, program.results):
+        node = program.nodes[value]
+        args = [new[arg] for arg in node.args]
+        if node.op == "state":
+            field = node.attributes[0]
+            new[value] = [b.leaf("state", (field, slot), node.shape, node.rate) for slot in range(slots)]
+        elif node.op == "total":
+            new[value] = [_sum(b, args[0])]
+        else:
+            copies = max((len(arg) for arg in args), default=1)
+            each = [tuple(arg[k if len(arg) > 1 else 0] for arg in args) for k in range(copies)]
+            new[value] = [copy_node(b, node, args) for args in each]
+    for field, value in enumerate(program.results):
+        if len(new[value]) > 1:
+            raise CellError(f"field {field} of the new state keeps {slots} predecessors apart; sum them with total(...)")
+    results = tuple(new[value][0] for value in program.results)
+    return prune(program._replace(nodes=tuple(b.nodes), results=results, slots=slots))
+
+
+def _sum(b: Builder, values: Sequence[Value]) -> Value:
+    total = values[0]
+    for value in values[1:]:
+        total = b.add(total, value)
+    return total
+
+
+def split(program: Program) -> Program:
+    """A sum or product that is read in slices only becomes one for each slice, so that each can go its own way."""
+    readers = users(program.nodes)
+    cut: set[Value] = set()  # values that are read in slices only
+    for value in range(len(program.nodes) - 1, -1, -1):
+        node = program.nodes[value]
+        if node.op in SUMS and readers[value] and value not in program.results:
+            if all(program.nodes[u].op == "slice" or (u in cut and node.size > 1) for u in readers[value]):
+                cut.add(value)
+    new_cut: set[Value] = set()
+    b = Builder()
+    new: dict[Value, Value] = {}
+    for value in live(program.nodes, program.results):
+        node = program.nodes[value]
+        args = tuple(new[arg] for arg in node.args)
+        new[value] = _sliced(b, args[0], *node.attributes, new_cut) if node.op == "slice" else copy_node(b, node, args)
+        if value in cut:
+            new_cut.add(new[value])
+    return prune(program._replace(nodes=tuple(b.nodes), results=tuple(new[value] for value in program.results)))
+
+
+def _sliced(b: Builder, value: Value, start: int, size: int, cut: set[Value]) -> Value:
+    node = b.nodes[value]
+    if value not in cut or (start == 0 and size == node.size):
+        return b.slice(value, start, size)
+    if node.op == "add":
+        return b.add(*(arg if b.size(arg) == 1 else _sliced(b, arg, start, size, cut) for arg in node.args))
+    first = _sliced(b, node.args[0], start, size, cut) if len(node.args) % 2 else None
+    moved = []
+    for v, weight, term in products(node):
+        by = {"column": term.column + start} if term.back else {"row": term.row + start}
+        moved.append((v, weight, term._replace(**by)))
+    return b.affine(first, moved, size)
+
+
+def fold(program: Program) -> Program:
+    """A sum with products in it becomes one affine for each rate: biases and what is known earlier are where it starts."""
+    readers = users(program.nodes)
+    inner = {
+        value
+        for value, node in enumerate(program.nodes)
+        if node.op in SUMS and len(readers[value]) == 1 and value not in program.results
+        if _goes_on(program.nodes[readers[value][0]], value)
+        if program.nodes[readers[value][0]].size == node.size
+    }
+    b = Builder()
+    new: dict[Value, Value] = {}
+    parts: dict[Value, _Sum] = {}
+    for value in live(program.nodes, program.results):
+        node = program.nodes[value]
+        if node.op not in SUMS:
+            new[value] = copy_node(b, node, tuple(new[arg] for arg in node.args))
+            continue
+        terms = _Sum(node.size)
+        for arg in node.args if node.op == "add" else node.args[: len(node.args) % 2]:
+            if arg in inner:
+                terms.extend(parts[arg])
+            else:
+                terms.values.append(new[arg])
+        if node.op == "affine":
+            for v, weight, term in products(node):
+                terms.products.extend(_apart(b, new[v], new[weight], term))
+        parts[value] = terms
+        if value not in inner:
+            plain = node.op == "add" and not terms.products
+            new[value] = _plain(b, node, parts, new) if plain else terms.build(b)
+    return prune(program._replace(nodes=tuple(b.nodes), results=tuple(new[value] for value in program.results)))
+
+
+def _apart(b: Builder, v: Value, weight: Value, term: Term) -> Iterator[tuple[Value, Value, Term]]:
+    """The product of values side by side is the sum of their products; zeros add nothing."""
+    node = b.nodes[v]
+    at = 0
+    for part in node.args if node.op == "cat" else (v,):
+        moved = term._replace(row=term.row + at) if term.back else term._replace(column=term.column + at)
+        at += b.size(part)
+        if not (b.nodes[part].op == "expand" and b.constant_of(b.nodes[part].args[0]) == 0):
+            yield part, weight, moved
+
+
+def _goes_on(reader: Node, value: Value) -> bool:
+    """Whether the value is summed further by its only reader."""
+    return reader.op == "add" or (reader.op == "affine" and len(reader.args) % 2 == 1 and reader.args[0] == value)
+
+
+def _plain(b: Builder, node: Node, parts: dict[Value, _Sum], new: dict[Value, Value]) -> Value:
+    """A sum without products, added up as it stood."""
+    args = [new[arg] if arg in new else _sum(b, parts[arg].values) for arg in node.args]
+    return b.add(*args)
+
+
+class _Sum:
+    """The terms of a sum, in order."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.values: list[Value] = []
+        self.products: list[tuple] = []
+
+    def extend(self, other: _Sum) -> None:
+        self.values.extend(other.values)
+        self.products.extend(other.products)
+
+    def build(self, b: Builder) -> Value:
+        rates = sorted({b.rate(v) for v in self.values} | {self._rate(b, p) for p in self.products})
+        total: Value | None = None
+        for rate in rates:
+            here = [p for p in self.products if self._rate(b, p) == rate]
+            for value in (v for v in self.values if b.rate(v) == rate):
+                total = value if total is None else b.add(total, value)
+            if here:
+                if total is not None and b.size(total) != self.size:
+                    total = b.expand(total, self.size)
+                total = b.affine(total, here, self.size)
+        assert total is not None
+        return total
+
+    @staticmethod
+    def _rate(b: Builder, product: tuple) -> int:
+        return max(b.rate(product[0]), INPUT)
+
+
+def merge(program: Program) -> Program:
+    """Products of the same rows with neighbouring windows of the same parameters become one, read in slices."""
+    while True:
+        groups = _mergeable(program)
+        if not groups:
+            return program
+        program = _merged(program, groups)
+
+
+def _mergeable(program: Program) -> list[list[Value]]:
+    """Runs of affines whose windows continue one another and whose starts can be joined without copying."""
+    alike: dict[tuple, list[tuple[int, Value]]] = defaultdict(list)
+    for value, node in enumerate(program.nodes):
+        if node.op != "affine" or node.rate <= PARAMETER:
+            continue
+        start = program.nodes[node.args[0]] if len(node.args) % 2 else None
+        if start is not None and start.rate >= node.rate:
+            continue  # its start may hang on one of the others
+        terms = tuple(products(node))
+        first = terms[0][2]
+        at = first.column if first.back else first.row
+        key = tuple(
+            (v, weight, term.back, *((term.row, term.column - at) if term.back else (term.row - at, term.column)))
+            for v, weight, term in terms
+        )
+        alike[key, _root(start, at, value)].append((at, value))
+    runs = []
+    for members in alike.values():
+        members.sort()
+        run = [members[0]]
+        for at, value in members[1:]:
+            if run[-1][0] + program.nodes[run[-1][1]].size == at:
+                run.append((at, value))
+            else:
+                runs.append(run)
+                run = [(at, value)]
+        runs.append(run)
+    return [[value for _, value in run] for run in runs if len(run) > 1]
+
+
+def _root(start: Node | None, at: int, value: Value) -> tuple:
+    """What the starts of affines have in common when they can be joined for nothing."""
+    if start is None:
+        return ("none",)
+    if start.rate <= PARAMETER:
+        return ("parameter",)
+    return ("slice", start.args[0], start.attributes[0] - at) if start.op == "slice" else ("own", value)
+
+
+def _merged(program: Program, groups: list[list[Value]]) -> Program:
+    member = {value: (group, k) for group in groups for k, value in enumerate(group)}
+    b = Builder()
+    new: dict[Value, Value] = {}
+
+    def made(value: Value) -> Value:
+        if value in new:
+            return new[value]
+        node = program.nodes[value]
+        if value not in member:
+            new[value] = copy_node(b, node, tuple(made(arg) for arg in node.args))
+            return new[value]
+        group, _ = member[value]
+        sizes = [program.nodes[each].size for each in group]
+        first = program.nodes[group[0]]
+        start = b.cat([made(program.nodes[each].args[0]) for each in group]) if len(first.args) % 2 else None
+        terms = [(made(v), made(weight), term) for v, weight, term in products(first)]
+        whole = b.affine(start, terms, sum(sizes))
+        for k, each in enumerate(group):
+            new[each] = b.slice(whole, sum(sizes[:k]), sizes[k])
+        return new[value]
+
+    results = tuple(made(value) for value in program.results)
+    return rewrite(program._replace(nodes=tuple(b.nodes), results=results))
+
+
+def fuse(program: Program) -> Program:
+    """A product that is added once becomes part of the addition."""
+    readers = users(program.nodes)
+
+    def rule(b: Builder, node: Node, args: tuple[Value, ...]) -> Value | None:
+        if node.op != "add" or node.rate <= PARAMETER:
+            return None
+        for k in (1, 0):
+            arg = node.args[k]
+            inner = program.nodes[arg]
+            if inner.op == "mul" and len(readers[arg]) == 1 and arg not in program.results and inner.size == node.size:
+                left, right = b.nodes[args[k]].args if b.nodes[args[k]].op == "mul" else (None, None)
+                if left is not None and right is not None:
+                    return b.mul_add(left, right, args[1 - k])
+        return None
+
+    return rewrite(program, rule)

@@ -1,0 +1,195 @@
+"""From a cell to a program: the cell is called once on a few rows, and what torch is asked to do is written down.
+
+What is recorded are ATen calls, below Python, autograd and `torch.nn`: however a cell spells its products, chunks and
+in-place updates, a small table (`aten.py`) reads them all. Python's own control flow runs as it stands; whatever asks
+for a number that only data can give makes the cell untraceable. The cell is recorded twice, on 3 rows and on 5: a
+program that comes out the same knows nothing of the number of rows.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ritornello.cells.cell import meaning_of_total
+from ritornello.program.program import CONSTANT, INPUT, PARAMETER, STATE, Builder, Program, Value, prune
+
+_OWN = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent)
+
+
+class Untraceable(Exception):
+    """The cell does something that programs have no word for; says what and where."""
+
+
+def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program:
+    """The program of a cell.
+
+    Args:
+        cell: a module called as `cell(x, state)`; its `State` is the type of the state.
+        x_size: features of x.
+        sizes: features of each field of the state.
+        like: a tensor of the dtype and device to run with.
+
+    Raises:
+        Untraceable: with the op and the line of the cell that cannot be recorded.
+    """
+    first, second = (_record(cell, x_size, sizes, like, rows) for rows in (3, 5))
+    if first != second:
+        raise Untraceable("its computation depends on the number of rows")
+    return first
+
+
+def _record(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
+    recorder = Recorder(cell, rows)
+    b = recorder.builder
+    x = torch.zeros(rows, x_size, dtype=like.dtype, device=like.device)
+    fields = [torch.zeros(rows, size, dtype=like.dtype, device=like.device) for size in sizes]
+    recorder.bind(x, b.leaf("x", (), (x_size,), INPUT))
+    for number, (field, size) in enumerate(zip(fields, sizes, strict=True)):
+        recorder.bind(field, b.leaf("state", (number, 0), (size,), STATE))
+    generator = torch.get_rng_state()
+    try:
+        with (
+            torch.no_grad(),
+            torch.autocast(like.device.type, enabled=False),
+            meaning_of_total(recorder.total),
+            recorder,
+        ):
+            new = cell(x, cell.State(*fields))
+    except (Untraceable, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # its own mistake: the reference executor calls it again and reports it
+        raise Untraceable(f"it raised {type(error).__name__}: {error}") from error
+    finally:
+        torch.set_rng_state(generator)
+    if not isinstance(new, tuple) or len(new) != len(sizes):
+        raise Untraceable("it does not return its State")
+    results = [recorder.result(value, size) for value, size in zip(new, sizes, strict=True)]
+    return prune(Program(tuple(b.nodes), tuple(results), tuple(sizes), x_size))
+
+
+class Recorder(TorchDispatchMode):
+    """Follows every tensor that the cell makes.
+
+    Attributes:
+        builder: holds the program as far as it is written.
+        rows: how many rows the cell is called on.
+    """
+
+    def __init__(self, cell: nn.Module, rows: int) -> None:
+        super().__init__()
+        self.builder = Builder()
+        self.rows = rows
+        self.streams = 0
+        self._values: dict[int, Value] = {}
+        self._kept: list[Tensor] = []
+        self._stale: set[int] = set()
+        self._storages: dict[int, list[Tensor]] = {}
+        self._names = _tensors_of(cell)
+
+    def bind(self, tensor: Tensor, value: Value) -> None:
+        """From now on the tensor is that value."""
+        if id(tensor) not in self._values:
+            self._kept.append(tensor)  # so that its id is not given to another
+            self._storages.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
+        self._values[id(tensor)] = value
+        self._stale.discard(id(tensor))
+
+    def overwrite(self, tensor: Tensor, value: Value) -> None:
+        """An in-place op: what shares the tensor's memory is no longer what was recorded of it."""
+        for other in self._storages.get(tensor.untyped_storage()._cdata, ()):
+            if other is not tensor and not _apart(tensor, other):
+                self._stale.add(id(other))
+        self.bind(tensor, value)
+
+    def value(self, tensor: Tensor) -> Value:
+        """The value of a tensor that the cell computed with."""
+        if id(tensor) in self._stale:
+            raise self.untraceable("reading a tensor after a view of it was changed in place")
+        known = self._values.get(id(tensor))
+        if known is not None:
+            return known
+        name = self._names.get(id(tensor))
+        if name is None:
+            if tensor.numel() == 1:
+                raise self.untraceable("computing with a tensor that is no parameter, buffer or attribute of the cell")
+            raise self.untraceable(
+                f"computing with a tensor of shape {tuple(tensor.shape)} that is no parameter, buffer or attribute"
+            )
+        value = self.builder.leaf("parameter", (name,), tuple(tensor.shape), PARAMETER)
+        self.bind(tensor, value)
+        return value
+
+    def knows(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._values or id(tensor) in self._names
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """What `total` means while a cell is recorded."""
+        result = tensor.view_as(tensor)
+        self.bind(result, self.builder.apply("total", self.value(tensor)))
+        return result
+
+    def result(self, tensor: Any, size: int) -> Value:
+        """A returned field as a row's value."""
+        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != (self.rows, size):
+            raise Untraceable("it returns fields of other shapes than its State promises")
+        value = self.value(tensor)
+        return value if self.builder.size(value) == size else self.builder.expand(value, size)
+
+    def untraceable(self, what: str) -> Untraceable:
+        return Untraceable(f"{what} ({_where()})")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from ritornello.program.aten import translate
+
+        kwargs = kwargs or {}
+        before = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        out = func(*args, **kwargs)
+        translate(self, func, args, kwargs, before, out)
+        return out
+
+
+def _tensors_of(cell: nn.Module) -> dict[int, str]:
+    """Parameters, buffers and plain tensor attributes by the path that `lookup` follows."""
+    names: dict[int, str] = {}
+    for prefix, module in cell.named_modules():
+        for kind in (module._parameters, module._buffers, vars(module)):
+            for name, tensor in kind.items():
+                if isinstance(tensor, Tensor):
+                    names.setdefault(id(tensor), f"{prefix}.{name}" if prefix else name)
+    return names
+
+
+def lookup(cell: nn.Module, name: str) -> Tensor:
+    """The tensor of that path, as it is now."""
+    target: Any = cell
+    for part in name.split("."):
+        target = getattr(target, part)
+    return target
+
+
+def _apart(one: Tensor, other: Tensor) -> bool:
+    """Whether two views of one memory are different columns of it."""
+    if one.dim() != 2 or other.dim() != 2 or one.stride() != other.stride() or one.stride(0) == 0:
+        return False
+    width = one.stride(0)
+    first, second = one.storage_offset() % width, other.storage_offset() % width
+    return first + one.shape[1] <= second or second + other.shape[1] <= first
+
+
+def _where() -> str:
+    """The line of the cell that is being executed."""
+    frames = [f for f in traceback.extract_stack() if not f.filename.startswith((_OWN, _TORCH)) and f.name != "__call__"]
+    last = frames[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}: {last.line}"
+
+
+Translation = Callable[..., Any]
+__all__ = ["CONSTANT", "Recorder", "Untraceable", "lookup", "trace"]
