@@ -1,10 +1,11 @@
 # make demo: a trained language model in minutes · make test: the whole suite · make lint · make bench
+# make build: the extension, into src/ritornello (the others call it) · make wheel: into dist
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench build wheel clean
 
 # torch goes first and by its exact version: other spellings can pull gigabytes of GPU libraries.
 $(READY): pyproject.toml constraints.txt
@@ -12,13 +13,26 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): some minutes, once."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -qq --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt \
+		--config-settings wheel.cmake=false --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)
+# The work of `pip install`, but again only for what changed. Without a compiler it says so and succeeds.
+build: $(READY)
+	@$(BIN)/cmake -S . -B build -G Ninja -Wno-unused-cli -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" \
+		-DPython_EXECUTABLE="$(abspath $(BIN))/python" -DRITORNELLO_INPLACE=ON >/dev/null
+	@$(BIN)/cmake --build build -- --quiet
+	@$(BIN)/cmake --install build >/dev/null
+
+wheel: $(READY)
+	rm -rf build/wheel dist/*.whl
+	RITORNELLO_REQUIRE_EXTENSION=1 $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+
+demo: build
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
-test: $(READY)
+test: build
 	$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(READY)
@@ -30,8 +44,8 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
+bench: build
 	$(BIN)/python benchmarks/parity.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist src/ritornello/_core.*.so

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from twins import TORCH_CELLS, VARIANTS, copy_from_torch
 
 import ritornello as rit
-from ritornello.cells import CELLS, Cell, find, is_foreign, predecessors_axis, total
+from ritornello.cells import CELLS, Cell, find, is_foreign, meaning_of_total, over_predecessors, total
 from ritornello.errors import ArgumentError
 
 F64 = torch.float64
@@ -111,7 +111,7 @@ def test_a_cell_over_several_predecessors_is_its_equations(variant: str) -> None
     cell = make(variant)
     x = torch.randn(5, 1, 3, dtype=F64)
     state = cell.State(*(torch.randn(5, 3, size, dtype=F64) for size in cell.state_sizes))
-    with predecessors_axis():
+    with meaning_of_total(over_predecessors):
         new = cell(x, state)
     for row in range(5):
         expected = ORACLES[variant](cell, x[row, 0].numpy(), *(field[row].numpy() for field in state))
@@ -280,9 +280,9 @@ def test_unknown_options() -> None:
 def test_total_is_the_identity_but_within_the_axis() -> None:
     value = torch.randn(2, 3, 4)
     assert total(value) is value
-    with predecessors_axis():
+    with meaning_of_total(over_predecessors):
         assert_close(total(value), value.numpy().sum(1, keepdims=True))
-        with predecessors_axis():
+        with meaning_of_total(over_predecessors):
             assert total(value).shape == (2, 1, 4)
         assert total(value).shape == (2, 1, 4)  # the inner one has not ended the outer
     assert total(value) is value
@@ -292,7 +292,7 @@ def test_the_axis_ends_with_an_error_and_is_of_one_thread() -> None:
     value, seen = torch.randn(2, 3, 4), []
 
     def inside() -> None:
-        with predecessors_axis():
+        with meaning_of_total(over_predecessors):
             thread = threading.Thread(target=lambda: seen.append(total(value)))
             thread.start()
             thread.join()

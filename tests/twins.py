@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ritornello.cells import CELLS, GRU, LSTM, Cell, Elman, predecessors_axis
+from ritornello.cells import CELLS, GRU, LSTM, Cell, Elman, meaning_of_total, over_predecessors
 
 
 def segments(length: int, resets: Sequence[bool]) -> list[tuple[int, int]]:
@@ -95,7 +95,7 @@ def tree_twin(cell: Cell, trees: Sequence[Sequence[int]], x: Tensor, enters: Any
 def _node(cell: Cell, tree: Sequence[int], node: int, rows: Tensor, enter: Any, done: dict[int, Any]) -> Any:
     below = [_node(cell, tree, child, rows, enter, done) for child, parent in enumerate(tree) if parent == node]
     predecessors = cell.State(*(torch.cat(field).unsqueeze(0) for field in zip(*(below or [enter]), strict=True)))
-    with predecessors_axis():
+    with meaning_of_total(over_predecessors):
         new = cell(rows[node].view(1, 1, -1), predecessors)
     done[node] = cell.State(*(field.squeeze(0) for field in new))
     return done[node]

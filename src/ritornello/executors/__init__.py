@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ritornello.errors import ArgumentError, nearest
+from ritornello.executors.cpu import CpuExecutor
 from ritornello.executors.reference import ReferenceExecutor
 from ritornello.executors.request import Executor, Request, Result
 
-EXECUTORS: dict[str, Executor] = {executor.name: executor for executor in (ReferenceExecutor(),)}
+EXECUTORS: dict[str, Executor] = {executor.name: executor for executor in (CpuExecutor(), ReferenceExecutor())}
 
 __all__ = ["EXECUTORS", "Executor", "Request", "Result", "check_name", "choose"]
 

@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from ritornello.program.ops import OPS, Term
+from ritornello.program.passes import fold, fuse
 from ritornello.program.program import GRADIENT, INPUT, PARAMETER, Builder, Program, Value, copy_node, products
 
 
@@ -103,7 +104,7 @@ def derive(program: Program) -> Joint:
     for parameter, value in sums.vectors:
         vectors.append((parameter, len(results)))
         results += [value, parameter]
-    whole = program._replace(nodes=tuple(b.nodes), results=tuple(results))
+    whole = fuse(fold(program._replace(nodes=tuple(b.nodes), results=tuple(results))))
     return Joint(
         whole,
         len(program.results),

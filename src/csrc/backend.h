@@ -1,0 +1,55 @@
+// What the engine, compiled for one instruction set, offers to the rest. Included by all, so: no inline functions.
+// E entries (sequences), N rows, L levels, F fields of the state, P parameters.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace rit {
+
+struct Code;
+
+// A structure's levels. Level l has the rows starts[l] to starts[l + 1].
+struct Levels {
+  int64_t entries, rows, count;
+  const int64_t* starts;  // L + 1
+  const int64_t* source;  // (N, slots) rows of the table of states; null on chains, where row j of a level follows row j of the one before
+  const int64_t* last;    // E table rows of final states, with `source`
+  const int64_t* owner;   // N entries that rows belong to, ascending in a level; null where row j of a level is entry j
+};
+
+// One run. Arrays of numbers are of the type that the program runs in; a null pointer is "not given" or "not wanted".
+struct Call {
+  const Code* code;
+  const Levels* levels;
+  int threads;
+  uint64_t seed;
+  const void* x;                     // (N, input)
+  const void* const* entry;          // F of (E, size)
+  const void* const* blank;          // F of (size)
+  void* const* out;                  // F of (N, size)
+  void* const* last;                 // F of (E, size)
+  void* frame;                       // (N, frame_stride)
+  const void* const* parameters;     // P
+  const int64_t* parameter_strides;  // (P, 2): from row to row and from column to column, in elements
+  const void* const* d_out;          // F of (N, size)
+  const void* const* d_last;         // F of (E, size)
+  void* d_x;                         // (N, input)
+  void* const* d_entry;              // F of (E, size)
+  void* const* d_blank;              // F of (size)
+  void* const* d_parameters;         // P, contiguous
+  const int64_t* d_shapes;           // (P, 2): rows and columns of each
+};
+
+enum Type { FLOAT32, FLOAT64, TYPES };
+
+struct Backend {
+  const char* name;  // of the instruction set, as in RITORNELLO_ISA
+  int vector_bytes;
+  void (*forward[TYPES])(const Call&);
+  void (*backward[TYPES])(const Call&);
+};
+
+// Elements from one row's frame to the next one's.
+int64_t frame_stride(const Code& code);
+
+}  // namespace rit

@@ -1,0 +1,15 @@
+// The engine; backend_<isa>.cpp includes it once per instruction set. All lies in rit::RIT_ISA and uses no template of
+// std:: that leaves a weak symbol: the linker keeps one copy of those, and might keep one that this processor cannot run.
+#include "engine.h"
+
+#define RIT_STRING_(text) #text
+#define RIT_STRING(text) RIT_STRING_(text)
+
+namespace rit::RIT_ISA {
+
+const Backend* backend() {
+  static constexpr Backend table{RIT_STRING(RIT_ISA), RIT_VECTOR_BYTES, {forward<float>, forward<double>}, {backward<float>, backward<double>}};
+  return &table;
+}
+
+}  // namespace rit::RIT_ISA

@@ -1,0 +1,3 @@
+#define RIT_ISA baseline
+#define RIT_VECTOR_BYTES 16
+#include "backend.inl"

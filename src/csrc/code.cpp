@@ -1,0 +1,223 @@
+#include "code.h"
+
+#include "backend.h"
+
+#include <stdexcept>
+
+namespace rit {
+namespace {
+
+class Reader {
+ public:
+  explicit Reader(const std::vector<int64_t>& ints) : ints_(ints) {}
+
+  int next(int64_t least, int64_t most) {
+    if (at_ >= ints_.size()) throw std::invalid_argument("the code ends early");
+    const int64_t value = ints_[at_++];
+    if (value < least || value > most)
+      throw std::invalid_argument("the code holds " + std::to_string(value) + " at " + std::to_string(at_ - 1) + "; expected " +
+                                  std::to_string(least) + " to " + std::to_string(most));
+    return static_cast<int>(value);
+  }
+  int count() { return next(0, 1 << 20); }
+  bool done() const { return at_ == ints_.size(); }
+
+ private:
+  const std::vector<int64_t>& ints_;
+  size_t at_ = 0;
+};
+
+constexpr int any = 1 << 28;
+
+// How many elements a row of the space holds.
+int room(const Code& code, int space) {
+  switch (space) {
+    case CONST: return code.const_size;
+    case TEMP: return code.temp_size;
+    case SCRATCH: return code.scratch_size;
+    case FRAME: return code.frame_size;
+    case X:
+    case DX: return code.input;
+    default: return code.sizes[(space - FIRST_FIELD) % code.fields];
+  }
+}
+
+Place place(Reader& in, const Code& code, int size, bool optional = false) {
+  const int space = in.next(optional ? -1 : 0, code.spaces() - 1);
+  const int offset = in.next(0, any);
+  if (space >= 0 && offset + size > room(code, space)) throw std::invalid_argument("the code reads beyond its memory");
+  return {space, offset};
+}
+
+Left left(Reader& in, const Code& code, bool optional = false) {
+  const int space = in.next(optional ? -1 : 0, code.spaces() - 1), offset = in.next(0, any), size = in.next(0, any);
+  if (space >= 0 && offset + size > room(code, space)) throw std::invalid_argument("the code reads beyond its memory");
+  return {space, offset, size};
+}
+
+// Sizes of an instruction's arguments: `extra` is that of the first one of a reduction or outer product.
+struct Extents {
+  int a, b, c;
+};
+
+Extents extents(const std::string& name, int size, int extra) {
+  if (name == "sum" || name == "max") return {extra, 0, 0};
+  if (name == "expand") return {1, 0, 0};
+  if (name == "outer") return {extra ? size / extra : 0, extra, 0};
+  if (name == "outer_right") return {size * extra, extra, 0};
+  if (name == "outer_left") return {size * extra, extra, 0};
+  if (name == "uniform") return {0, 0, 0};
+  if (name == "where" || name == "mul_add") return {size, size, size};
+  const bool scalar_first = name.size() > 3 && name.compare(name.size() - 3, 3, ".sv") == 0;
+  const bool scalar_second = name.size() > 3 && name.compare(name.size() - 3, 3, ".vs") == 0;
+  return {scalar_first ? 1 : size, scalar_second ? 1 : size, 0};
+}
+
+bool is_unary(int op) {
+  static const int unary = [] {
+    int count = 0;
+#define UNARY(name, result) ++count;
+#define BINARY(name, result)
+#define TERNARY(name, result)
+#define OTHER(name)
+#include "ops.def"
+#undef UNARY
+#undef BINARY
+#undef TERNARY
+#undef OTHER
+    return count;
+  }();
+  return op < unary;
+}
+
+Step read_step(Reader& in, Code& code, int packs) {
+  Step step{};
+  step.product = in.next(0, 1) == 1;
+  if (step.product) {
+    step.size = in.next(0, any);
+    step.out = place(in, code, step.size);
+    step.start = place(in, code, step.size, true);
+    step.pack = in.next(0, packs - 1);
+    step.left_count = in.next(1, 1 << 16);
+    step.lefts = static_cast<int>(code.lefts.size());
+    for (int i = 0; i < step.left_count; ++i) code.lefts.push_back(left(in, code));
+    return step;
+  }
+  step.first = static_cast<int>(code.instructions.size());
+  step.count = in.count();
+  const int ops = static_cast<int>(op_names().size());
+  for (int i = 0; i < step.count; ++i) {
+    Instruction instruction{};
+    instruction.op = in.next(0, ops - 1);
+    instruction.size = in.next(0, any);
+    instruction.extra = in.next(0, any);
+    Extents sizes = extents(op_names()[instruction.op], instruction.size, instruction.extra);
+    if (is_unary(instruction.op)) sizes.b = 0;
+    instruction.out = place(in, code, instruction.size);
+    instruction.a = place(in, code, sizes.a);
+    instruction.b = place(in, code, sizes.b);
+    instruction.c = place(in, code, sizes.c);
+    code.instructions.push_back(instruction);
+  }
+  return step;
+}
+
+}  // namespace
+
+const std::vector<std::string>& op_names() {
+  static const std::vector<std::string> names = {
+#define UNARY(name, result) #name,
+#define BINARY(name, result)
+#define TERNARY(name, result)
+#define OTHER(name)
+#include "ops.def"
+#undef UNARY
+#undef BINARY
+#undef TERNARY
+#undef OTHER
+#define UNARY(name, result)
+#define BINARY(name, result) #name, #name ".vs", #name ".sv",
+#define TERNARY(name, result) #name,
+#define OTHER(name) #name,
+#include "ops.def"
+#undef UNARY
+#undef BINARY
+#undef TERNARY
+#undef OTHER
+  };
+  return names;
+}
+
+int64_t frame_stride(const Code& code) {
+  const int64_t whole = (code.frame_size + 15) / 16 * 16;
+  return whole && whole % 512 == 0 ? whole + 16 : whole;  // off multiples of 2 KB, where rows would fall on the same cache lines
+}
+
+Code read_code(const std::vector<int64_t>& ints, const std::vector<double>& constants) {
+  Reader in(ints);
+  Code code{};
+  code.fields = in.next(1, 16);
+  code.slots = in.next(1, 16);
+  if (code.spaces() > most_spaces) throw std::invalid_argument("too many fields and predecessors");
+  for (int field = 0; field < code.fields; ++field) code.sizes.push_back(in.next(1, any));
+  code.input = in.next(1, any);
+  code.const_size = in.next(0, any);
+  code.temp_size = in.next(0, any);
+  code.scratch_size = in.next(0, any);
+  code.frame_size = in.next(0, any);
+  const int packs = in.count();
+  code.parameters = in.count();
+  for (auto& routine : code.routines) {
+    const int steps = in.count();
+    for (int i = 0; i < steps; ++i) routine.push_back(read_step(in, code, packs));
+  }
+  for (int i = 0; i < packs; ++i) {
+    Pack pack{in.next(0, any), 0, static_cast<int>(code.parts.size()), in.next(1, 1 << 16)};
+    for (int part = 0; part < pack.part_count; ++part) {
+      code.parts.push_back({in.next(0, code.parameters - 1), in.next(0, any), in.next(0, any), in.next(0, 1), in.next(0, any)});
+      pack.depth += code.parts.back().depth;
+    }
+    code.packs.push_back(pack);
+  }
+  const int fills = in.count();
+  if (static_cast<size_t>(fills) != constants.size()) throw std::invalid_argument("the code has other constants than its numbers");
+  for (int i = 0; i < fills; ++i) {
+    const int offset = in.next(0, code.const_size), size = in.next(0, code.const_size - offset);
+    code.fills.push_back({offset, size, constants[i]});
+  }
+  const int vectors = in.count();
+  for (int i = 0; i < vectors; ++i) {
+    const int offset = in.next(0, code.const_size), size = in.next(0, code.const_size - offset);
+    code.vectors.push_back({offset, size, in.next(0, code.parameters - 1)});
+  }
+  const int reductions = in.count();
+  for (int i = 0; i < reductions; ++i) {
+    Reduction reduction{in.next(0, code.parameters - 1), in.next(0, any), in.next(0, any), in.next(0, 1) == 1, {}, {}};
+    reduction.left = left(in, code);
+    reduction.right = left(in, code, true);
+    code.reductions.push_back(reduction);
+  }
+  if (!in.done()) throw std::invalid_argument("the code goes on after its end");
+  for (int routine = 0; routine < ROUTINES; ++routine) {
+    code.used[routine].assign(packs, 0);
+    for (const Step& step : code.routines[routine]) {
+      if (!step.product) continue;
+      code.used[routine][step.pack] = 1;
+      int depth = 0;
+      for (int i = 0; i < step.left_count; ++i) depth += code.lefts[step.lefts + i].size;
+      if (depth != code.packs[step.pack].depth || step.size != code.packs[step.pack].size)
+        throw std::invalid_argument("a product does not fit its weights");
+    }
+  }
+  for (const Step& step : code.routines[AFTER]) {
+    auto is_state = [&](int space) { return space >= FIRST_FIELD; };
+    for (int i = 0; i < step.left_count; ++i) code.after_reads_states |= is_state(code.lefts[step.lefts + i].space);
+    for (int i = 0; i < step.count; ++i) {
+      const Instruction& each = code.instructions[step.first + i];
+      code.after_reads_states |= is_state(each.a.space) || is_state(each.b.space) || is_state(each.c.space);
+    }
+  }
+  return code;
+}
+
+}  // namespace rit

@@ -1,0 +1,496 @@
+// Walks the levels. Each thread takes its own entries through all levels, with no barrier between them; parameters'
+// gradients come at the end, summed over rows in a fixed order, so that the number of threads changes no bit.
+#pragma once
+#include <cstring>
+
+#include "backend.h"
+#include "machine.h"
+#include "memory.h"
+#include "pool.h"
+
+namespace rit {
+namespace RIT_ISA {
+
+constexpr int few_rows = 6;      // rows of a level per thread below which what needs no state runs over many levels at once
+constexpr int chunk_rows = 64;   // rows of a block where they are not bound to a level
+
+RIT_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+RIT_INLINE int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Elements from row to row of a scratch of `size`: off multiples of 4 KB, where rows would fall on the same cache lines.
+template <class T> static inline int64_t padded(int64_t size) {
+  const int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+  const int64_t whole = (size + line - 1) / line * line;
+  return whole * static_cast<int64_t>(sizeof(T)) % 2048 == 0 && whole ? whole + line : whole;
+}
+
+// The memory that one thread works in, for rows of its own entries.
+template <class T> struct Lane {
+  int64_t begin, end;  // entries
+  T *temp, *scratch, *frame;
+  T* ring[2 * 16];     // by field: states of two levels, where not all are kept
+  T* gathered[most_spaces];  // by space: predecessors' states, and gradients to them
+  T* carry[2 * 16];    // by field: gradients that come, gradients that go
+};
+
+template <class T> class Engine {
+ public:
+  Engine(const Call& call, bool backward) : call_(call), code_(*call.code), levels_(*call.levels), backward_(backward) { prepare(); }
+
+  void run() {
+    on_threads(
+        threads_, [](void* self, int thread, int threads) { static_cast<Engine*>(self)->work(thread, threads); }, this);
+  }
+
+ private:
+  bool chain() const { return !levels_.source; }
+  int64_t size(int field) const { return code_.sizes[field]; }
+  int64_t level_rows(int64_t level) const { return level < levels_.count ? levels_.starts[level + 1] - levels_.starts[level] : 0; }
+  T* take(int64_t elements) { return static_cast<T*>(space_.take(static_cast<size_t>(greater(elements, 1)) * sizeof(T))); }
+
+  // --- what is set up before the threads start
+
+  void prepare() {
+    threads_ = static_cast<int>(greater(1, lesser(call_.threads, most_threads)));
+    scratch_stride_ = padded<T>(code_.scratch_size);
+    frame_stride_ = frame_stride(code_);
+    for (int64_t level = 0; level < levels_.count; ++level) most_rows_ = greater(most_rows_, level_rows(level));
+    const double mean = levels_.count ? static_cast<double>(levels_.rows) / levels_.count : 0;
+    lanes_ = static_cast<int>(greater(1, lesser(threads_, lesser(levels_.entries, static_cast<int64_t>(mean) / 4))));
+    in_bulk_ = mean < few_rows * lanes_;
+    constant_ = take(code_.const_size);
+    std::memset(constant_, 0, sizeof(T) * code_.const_size);
+    pack_memory();
+    lane_ = static_cast<Lane<T>*>(space_.take(sizeof(Lane<T>) * lanes_));
+    share_entries();
+    for (int lane = 0; lane < lanes_; ++lane) lane_memory(lane_[lane]);
+    if (backward_) gradient_memory();
+    else if (!call_.frame && in_bulk_) all_frames_ = take(levels_.rows * frame_stride_);
+    for (int thread = 0; thread < threads_; ++thread) {
+      bulk_temp_[thread] = take(code_.temp_size);
+      bulk_scratch_[thread] = take(scratch_stride_ * chunk_rows);
+    }
+  }
+
+  void pack_memory() {
+    panels_ = static_cast<T**>(space_.take(sizeof(T*) * greater(1, code_.packs.size())));
+    for (size_t i = 0; i < code_.packs.size(); ++i) panels_[i] = wanted(i) ? take(packed_size<T>(code_.packs[i].size, code_.packs[i].depth)) : nullptr;
+  }
+
+  bool wanted(size_t pack) const {
+    return backward_ ? code_.used[BACK][pack] || (code_.used[AFTER][pack] && call_.d_x) : code_.used[BEFORE][pack] || code_.used[LOOP][pack];
+  }
+
+  // Contiguous entries for each lane, with about as many rows.
+  void share_entries() {
+    int64_t entry = 0, rows = 0;
+    for (int lane = 0; lane < lanes_; ++lane) {
+      lane_[lane].begin = entry;
+      const int64_t goal = levels_.rows * (lane + 1) / lanes_;
+      for (; entry < levels_.entries && (rows < goal || lane == lanes_ - 1); ++entry) rows += rows_of(entry);
+      if (lane == lanes_ - 1) entry = levels_.entries;
+      lane_[lane].end = entry;
+    }
+  }
+
+  int64_t rows_of(int64_t entry) const {
+    if (levels_.owner) {
+      int64_t rows = 0;
+      for (int64_t row = 0; row < levels_.rows; ++row) rows += levels_.owner[row] == entry;
+      return rows;
+    }
+    int64_t low = 0, high = levels_.count;  // levels shrink: the first that does not reach this entry
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (level_rows(middle) > entry) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  void lane_memory(Lane<T>& lane) {
+    const int64_t rows = levels_.owner ? most_rows_ : lesser(most_rows_, lane.end - lane.begin);
+    lane.temp = take(code_.temp_size);
+    lane.scratch = take(scratch_stride_ * rows);
+    lane.frame = backward_ || call_.frame || in_bulk_ ? nullptr : take(frame_stride_ * rows);
+    for (int field = 0; field < code_.fields; ++field) {
+      for (int turn = 0; turn < 2; ++turn) {
+        lane.ring[2 * field + turn] = call_.out[field] ? nullptr : take(rows * size(field));
+        lane.carry[2 * field + turn] = backward_ && chain() ? take((lane.end - lane.begin) * size(field)) : nullptr;
+      }
+      for (int slot = 0; slot < code_.slots; ++slot) {
+        lane.gathered[code_.prev(field, slot)] = chain() ? nullptr : take(rows * size(field));
+        lane.gathered[code_.dprev(field, slot)] = chain() || !backward_ ? nullptr : take(rows * size(field));
+      }
+    }
+  }
+
+  void gradient_memory() {
+    for (int field = 0; field < code_.fields && !chain(); ++field) {
+      const int64_t rows = 2 * levels_.entries + levels_.rows;
+      table_gradient_[field] = take(rows * size(field));
+      std::memset(table_gradient_[field], 0, sizeof(T) * rows * size(field));
+    }
+    int most_columns = 1;
+    for (const Reduction& reduction : code_.reductions)
+      if (reduction.right.size > most_columns) most_columns = reduction.right.size;
+    for (int thread = 0; thread < threads_; ++thread) {
+      reduction_space_[thread] = take(outer_sum_workspace<T>(most_columns));
+      row_pointers_[thread] = static_cast<const T**>(space_.take(sizeof(T*) * 2 * outer_chunk));
+    }
+  }
+
+  // --- what the threads do
+
+  void work(int thread, int threads) {
+    pack_weights(thread, threads);
+    if (thread == 0) constants();
+    barrier_.wait(threads);
+    if (!backward_) {
+      if (in_bulk_) {
+        bulk(BEFORE, thread, threads);
+        barrier_.wait(threads);
+      }
+      for (int lane = thread; lane < lanes_; lane += threads) forward(lane_[lane]);
+      return;
+    }
+    clear_gradients(thread, threads);
+    for (int lane = thread; lane < lanes_; lane += threads) backward(lane_[lane]);
+    barrier_.wait(threads);
+    if (after_in_bulk()) bulk(AFTER, thread, threads);
+    for (const Reduction& reduction : code_.reductions) reduce(reduction, thread, threads);
+    if (!chain() && thread == 0) table_results();
+  }
+
+  bool after_in_bulk() const { return call_.d_x && in_bulk_ && !code_.after_reads_states; }
+
+  void pack_weights(int thread, int threads) {
+    for (size_t i = 0; i < code_.packs.size(); ++i) {
+      if (!panels_[i]) continue;
+      const Pack& pack = code_.packs[i];
+      const int panels = ceil_divide(pack.size, panel_width<T>());
+      for (int panel = part_begin(panels, threads, thread); panel < part_begin(panels, threads, thread + 1); ++panel) {
+        T* out = panels_[i] + static_cast<size_t>(panel) * panel_width<T>() * pack.depth;
+        for (int k = 0; k < pack.part_count; ++k) {
+          const PackPart& part = code_.parts[pack.parts + k];
+          const int64_t down = call_.parameter_strides[2 * part.parameter], across = call_.parameter_strides[2 * part.parameter + 1];
+          const T* corner = static_cast<const T*>(call_.parameters[part.parameter]) + part.row * down + part.column * across;
+          const size_t before = static_cast<size_t>(panel) * panel_width<T>() * part.depth;  // where pack() would begin this panel
+          rit::RIT_ISA::pack(corner, part.back ? across : down, part.back ? down : across, pack.size, part.depth, out - before, panel, panel + 1);
+          out += static_cast<size_t>(part.depth) * panel_width<T>();
+        }
+      }
+    }
+  }
+
+  void constants() {
+    for (const Fill& fill : code_.fills)
+      for (int i = 0; i < fill.size; ++i) constant_[fill.offset + i] = static_cast<T>(fill.number);
+    for (const ConstVector& vector : code_.vectors) {
+      const T* from = static_cast<const T*>(call_.parameters[vector.parameter]);
+      for (int i = 0; i < vector.size; ++i) constant_[vector.offset + i] = from[i * call_.parameter_strides[2 * vector.parameter + 1]];
+    }
+  }
+
+  Block<T> block(T* temp, T* scratch) const {
+    Block<T> b{};
+    b.seed = call_.seed;
+    b.base[CONST] = constant_;
+    b.base[TEMP] = temp;
+    b.base[SCRATCH] = scratch;
+    b.stride[SCRATCH] = scratch_stride_;
+    return b;
+  }
+
+  // The spaces that any rows have, wherever their states are.
+  void bind_rows(Block<T>& b, int64_t row, int64_t rows, T* local_frame) const {
+    b.rows = static_cast<int>(rows);
+    b.first_row = row;
+    bind(b, X, static_cast<T*>(const_cast<void*>(call_.x)) + row * code_.input, code_.input);
+    if (call_.d_x) bind(b, DX, static_cast<T*>(call_.d_x) + row * code_.input, code_.input);
+    T* frames = call_.frame ? static_cast<T*>(call_.frame) : all_frames_;
+    bind(b, FRAME, frames ? frames + row * frame_stride_ : local_frame, frame_stride_);
+  }
+
+  static void bind(Block<T>& b, int space, T* base, int64_t stride) {
+    b.base[space] = base;
+    b.stride[space] = stride;
+  }
+
+  void bulk(Routine routine, int thread, int threads) {
+    Block<T> b = block(bulk_temp_[thread], bulk_scratch_[thread]);
+    const int64_t chunks = (levels_.rows + chunk_rows - 1) / chunk_rows;
+    for (int64_t chunk = chunks * thread / threads; chunk < chunks * (thread + 1) / threads; ++chunk) {
+      const int64_t row = chunk * chunk_rows;
+      bind_rows(b, row, lesser(chunk_rows, levels_.rows - row), nullptr);
+      rit::RIT_ISA::run(code_, routine, b, panels_);
+    }
+  }
+
+  // The rows of a level that belong to a lane, counted within the level.
+  void rows_of_lane(const Lane<T>& lane, int64_t level, int64_t& first, int64_t& end) const {
+    const int64_t rows = level_rows(level);
+    if (!levels_.owner) {
+      first = lesser(lane.begin, rows);
+      end = lesser(lane.end, rows);
+      return;
+    }
+    const int64_t* owner = levels_.owner + levels_.starts[level];
+    for (first = 0; first < rows && owner[first] < lane.begin;) ++first;
+    for (end = first; end < rows && owner[end] < lane.end;) ++end;
+  }
+
+  T* state(int field, int64_t table_row) const {
+    const int64_t width = size(field);
+    if (table_row == 0) return static_cast<T*>(const_cast<void*>(call_.blank[field]));
+    if (table_row <= levels_.entries) return static_cast<T*>(const_cast<void*>(call_.entry[field])) + (table_row - 1) * width;
+    return static_cast<T*>(call_.out[field]) + (table_row - 1 - levels_.entries) * width;
+  }
+
+  void bind_previous(Block<T>& b, const Lane<T>& lane, int64_t level, int64_t first) const {
+    for (int field = 0; field < code_.fields; ++field)
+      for (int slot = 0; slot < code_.slots; ++slot) {
+        const int64_t width = size(field);
+        const int space = code_.prev(field, slot);
+        if (!chain()) {
+          T* to = lane.gathered[space];
+          for (int row = 0; row < b.rows; ++row)
+            std::memcpy(to + row * width, state(field, levels_.source[(b.first_row + row) * code_.slots + slot]), sizeof(T) * width);
+          bind(b, space, to, width);
+        } else if (level == 0) {
+          bind(b, space, state(field, 1 + first), width);
+        } else if (call_.out[field]) {
+          bind(b, space, state(field, 1 + levels_.entries + levels_.starts[level - 1] + first), width);
+        } else {
+          bind(b, space, lane.ring[2 * field + (level - 1) % 2], width);
+        }
+      }
+  }
+
+  void bind_states(Block<T>& b, const Lane<T>& lane, int64_t level, int64_t first) const {
+    bind_previous(b, lane, level, first);
+    for (int field = 0; field < code_.fields; ++field) {
+      T* kept = static_cast<T*>(call_.out[field]);
+      bind(b, code_.out(field), kept ? kept + b.first_row * size(field) : lane.ring[2 * field + level % 2], size(field));
+    }
+  }
+
+  void forward(Lane<T>& lane) {
+    Block<T> b = block(lane.temp, lane.scratch);
+    for (int64_t level = 0; level < levels_.count; ++level) {
+      int64_t first, end;
+      rows_of_lane(lane, level, first, end);
+      if (first == end) continue;
+      bind_rows(b, levels_.starts[level] + first, end - first, lane.frame);
+      bind_states(b, lane, level, first);
+      if (!in_bulk_) rit::RIT_ISA::run(code_, BEFORE, b, panels_);
+      rit::RIT_ISA::run(code_, LOOP, b, panels_);
+      if (chain()) finish(b, first, greater(first, lesser(end, level_rows(level + 1))), end);
+    }
+    const int64_t started = level_rows(0);
+    for (int field = 0; field < code_.fields; ++field)
+      for (int64_t entry = lane.begin; entry < lane.end; ++entry) {
+        T* to = static_cast<T*>(call_.last[field]) + entry * size(field);
+        if (!chain()) std::memcpy(to, state(field, levels_.last[entry]), sizeof(T) * size(field));
+        else if (entry >= started) std::memcpy(to, state(field, 1 + entry), sizeof(T) * size(field));
+      }
+  }
+
+  // Entries [from, end) have no further level: this one's states are their last.
+  void finish(const Block<T>& b, int64_t first, int64_t from, int64_t end) {
+    for (int field = 0; field < code_.fields && from < end; ++field)
+      std::memcpy(static_cast<T*>(call_.last[field]) + from * size(field), b.base[code_.out(field)] + (from - first) * size(field),
+                  sizeof(T) * size(field) * (end - from));
+  }
+
+  void backward(Lane<T>& lane) {
+    if (chain()) backward_chain(lane);
+    else backward_table(lane);
+  }
+
+  void run_back(Block<T>& b) {
+    rit::RIT_ISA::run(code_, BACK, b, panels_);
+    if (call_.d_x && !after_in_bulk()) rit::RIT_ISA::run(code_, AFTER, b, panels_);
+  }
+
+  void bind_gradients(Block<T>& b) const {
+    for (int field = 0; field < code_.fields; ++field)
+      if (call_.d_out[field]) bind(b, code_.dout(field), static_cast<T*>(const_cast<void*>(call_.d_out[field])) + b.first_row * size(field), size(field));
+  }
+
+  void backward_chain(Lane<T>& lane) {
+    Block<T> b = block(lane.temp, lane.scratch);
+    int64_t flowing = 0;  // rows of the lane with a later level behind them
+    int turn = 0;
+    for (int64_t level = levels_.count - 1; level >= 0; --level) {
+      int64_t first, end;
+      rows_of_lane(lane, level, first, end);
+      if (first == end) continue;
+      bind_rows(b, levels_.starts[level] + first, end - first, nullptr);
+      bind_states(b, lane, level, first);
+      bind_gradients(b);
+      for (int field = 0; field < code_.fields; ++field) {
+        T* come = lane.carry[2 * field + turn];
+        last_gradient(field, first + flowing, end, come + flowing * size(field));
+        bind(b, code_.carry(field), come, size(field));
+        bind(b, code_.dprev(field, 0), lane.carry[2 * field + 1 - turn], size(field));
+      }
+      run_back(b);
+      flowing = end - first;
+      turn = 1 - turn;
+    }
+    for (int field = 0; field < code_.fields; ++field) {
+      T* to = static_cast<T*>(call_.d_entry[field]);
+      std::memcpy(to + lane.begin * size(field), lane.carry[2 * field + turn], sizeof(T) * flowing * size(field));
+      last_gradient(field, lane.begin + flowing, lane.end, to + (lane.begin + flowing) * size(field));
+    }
+  }
+
+  // The gradients of the final states of entries [from, end).
+  void last_gradient(int field, int64_t from, int64_t end, T* to) const {
+    const T* given = static_cast<const T*>(call_.d_last[field]);
+    if (from >= end) return;
+    if (given) std::memcpy(to, given + from * size(field), sizeof(T) * (end - from) * size(field));
+    else std::memset(to, 0, sizeof(T) * (end - from) * size(field));
+  }
+
+  // The table of gradients has a blank row for each entry, so that no two threads write to one.
+  int64_t gradient_row(int64_t table_row, int64_t entry) const { return table_row == 0 ? entry : levels_.entries + table_row - 1; }
+
+  int64_t owner_of(int64_t level, int64_t row) const { return levels_.owner ? levels_.owner[row] : row - levels_.starts[level]; }
+
+  void backward_table(Lane<T>& lane) {
+    Block<T> b = block(lane.temp, lane.scratch);
+    for (int field = 0; field < code_.fields; ++field)
+      for (int64_t entry = lane.begin; entry < lane.end && call_.d_last[field]; ++entry)
+        add_to(field, gradient_row(levels_.last[entry], entry), static_cast<const T*>(call_.d_last[field]) + entry * size(field));
+    for (int64_t level = levels_.count - 1; level >= 0; --level) {
+      int64_t first, end;
+      rows_of_lane(lane, level, first, end);
+      if (first == end) continue;
+      bind_rows(b, levels_.starts[level] + first, end - first, nullptr);
+      bind_states(b, lane, level, first);
+      bind_gradients(b);
+      for (int field = 0; field < code_.fields; ++field) {
+        bind(b, code_.carry(field), table_gradient_[field] + (2 * levels_.entries + b.first_row) * size(field), size(field));
+        for (int slot = 0; slot < code_.slots; ++slot) bind(b, code_.dprev(field, slot), lane.gathered[code_.dprev(field, slot)], size(field));
+      }
+      run_back(b);
+      for (int field = 0; field < code_.fields; ++field)
+        for (int64_t row = 0; row < b.rows; ++row)
+          for (int slot = 0; slot < code_.slots; ++slot) {
+            const int64_t source = levels_.source[(b.first_row + row) * code_.slots + slot];
+            add_to(field, gradient_row(source, owner_of(level, b.first_row + row)), b.base[code_.dprev(field, slot)] + row * size(field));
+          }
+    }
+  }
+
+  void add_to(int field, int64_t row, const T* gradient) {
+    T* to = table_gradient_[field] + row * size(field);
+    for (int64_t i = 0; i < size(field); ++i) to[i] += gradient[i];
+  }
+
+  void table_results() {
+    for (int field = 0; field < code_.fields; ++field) {
+      const int64_t width = size(field), entries = levels_.entries;
+      std::memcpy(call_.d_entry[field], table_gradient_[field] + entries * width, sizeof(T) * entries * width);
+      T* blank = static_cast<T*>(call_.d_blank[field]);
+      std::memset(blank, 0, sizeof(T) * width);
+      for (int64_t entry = 0; entry < entries; ++entry)
+        for (int64_t i = 0; i < width; ++i) blank[i] += table_gradient_[field][entry * width + i];
+    }
+  }
+
+  // --- parameters' gradients
+
+  void clear_gradients(int thread, int threads) {
+    for (int p = thread; p < code_.parameters; p += threads)
+      if (call_.d_parameters[p]) std::memset(call_.d_parameters[p], 0, sizeof(T) * call_.d_shapes[2 * p] * call_.d_shapes[2 * p + 1]);
+  }
+
+  // Where a row of a space lies when the loop is over.
+  const T* row_of(const Left& side, int64_t level, int64_t row) const {
+    switch (side.space) {
+      case X: return static_cast<const T*>(call_.x) + row * code_.input + side.offset;
+      case FRAME: return static_cast<const T*>(call_.frame) + row * frame_stride_ + side.offset;
+      default: break;
+    }
+    const int number = side.space - FIRST_FIELD, states = code_.slots * code_.fields;
+    const int field = number % code_.fields, slot = number / code_.fields;
+    if (number >= states && number < states + code_.fields) return static_cast<const T*>(call_.out[field]) + row * size(field) + side.offset;
+    if (number >= states) return static_cast<const T*>(call_.d_out[field]) + row * size(field) + side.offset;
+    if (!chain()) return state(field, levels_.source[row * code_.slots + slot]) + side.offset;
+    const int64_t at = row - levels_.starts[level];
+    return (level == 0 ? state(field, 1 + at) : state(field, 1 + levels_.entries + levels_.starts[level - 1] + at)) + side.offset;
+  }
+
+  void reduce(const Reduction& reduction, int thread, int threads) {
+    if (!call_.d_parameters[reduction.parameter]) return;
+    constexpr int step = outer_rows * 2;
+    const int columns = static_cast<int>(call_.d_shapes[2 * reduction.parameter + 1]);
+    const int tiles = ceil_divide(reduction.left.size, step);
+    const int begin = smaller(reduction.left.size, part_begin(tiles, threads, thread) * step);
+    const int end = smaller(reduction.left.size, part_begin(tiles, threads, thread + 1) * step);
+    if (begin == end) return;
+    T* const to = static_cast<T*>(call_.d_parameters[reduction.parameter]);
+    const T** const left = row_pointers_[thread];
+    const T** const right = left + outer_chunk;
+    int64_t level = 0;
+    for (int64_t row = 0; row < levels_.rows; row += outer_chunk) {
+      const int rows = static_cast<int>(lesser(outer_chunk, levels_.rows - row));
+      for (int i = 0; i < rows; ++i) {
+        while (levels_.starts[level + 1] <= row + i) ++level;
+        left[i] = row_of(reduction.left, level, row + i);
+        if (reduction.right.space >= 0) right[i] = row_of(reduction.right, level, row + i);
+      }
+      if (reduction.matrix)
+        outer_sum(left, right, rows, begin, end, reduction.right.size, to + static_cast<int64_t>(reduction.row) * columns + reduction.column, columns, true,
+                  reduction_space_[thread]);
+      else column_sum(left, rows, begin, end, to + reduction.row);
+    }
+  }
+
+  static void column_sum(const T* const* rows, int count, int begin, int end, T* to) {
+    constexpr int L = Simd<T>::lanes;
+    int i = begin;
+    for (; i + L <= end; i += L) {
+      Vector<T> sum{};
+      for (int row = 0; row < count; ++row) sum += load(rows[row] + i);
+      store(to + i, load(to + i) + sum);
+    }
+    for (; i < end; ++i) {
+      T sum = 0;
+      for (int row = 0; row < count; ++row) sum += rows[row][i];
+      to[i] += sum;
+    }
+  }
+
+  static constexpr int most_threads = 256;
+  const Call& call_;
+  const Code& code_;
+  const Levels& levels_;
+  const bool backward_;
+  Workspace space_;
+  Barrier barrier_;
+  int threads_ = 1, lanes_ = 1;
+  bool in_bulk_ = false;
+  int64_t most_rows_ = 0, scratch_stride_ = 0, frame_stride_ = 0;
+  T* constant_ = nullptr;
+  T** panels_ = nullptr;
+  T* all_frames_ = nullptr;
+  T* table_gradient_[16] = {};
+  Lane<T>* lane_ = nullptr;
+  T *bulk_temp_[most_threads], *bulk_scratch_[most_threads], *reduction_space_[most_threads];
+  const T** row_pointers_[most_threads];
+};
+
+template <class T> static void forward(const Call& call) {
+  Engine<T>(call, false).run();
+}
+
+template <class T> static void backward(const Call& call) {
+  Engine<T>(call, true).run();
+}
+
+}  // namespace RIT_ISA
+}  // namespace rit

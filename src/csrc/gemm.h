@@ -1,0 +1,247 @@
+// Matrix products over packed panels. R rows, K depth, N columns, W columns of a panel, M rows of a weight gradient.
+#pragma once
+#include "simd.h"
+
+namespace rit {
+namespace RIT_ISA {
+
+constexpr int vectors_per_panel = 2;
+#if RIT_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int most_rows = 13;  // 26 sums of 32 registers
+#else
+constexpr int most_rows = 6;  // 12 sums of 16 registers
+#endif
+
+template <class T> constexpr int panel_width() { return vectors_per_panel * Simd<T>::lanes; }
+
+RIT_INLINE int ceil_divide(int a, int b) { return (a + b - 1) / b; }
+RIT_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+// Where part i of `parts` nearly equal parts of `total` begins.
+RIT_INLINE int part_begin(int total, int parts, int i) { return static_cast<int>(static_cast<int64_t>(total) * i / parts); }
+
+template <class T> static inline size_t packed_size(int n, int k) {
+    return static_cast<size_t>(ceil_divide(n, panel_width<T>())) * panel_width<T>() * k;
+}
+
+// Lanes FROM, FROM + 1, ... of a and of b in turn: a0 b0 a1 b1 ...
+template <class T, int FROM, int... I> RIT_INLINE Vector<T> interleave(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
+    constexpr int L = Simd<T>::lanes;
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, (FROM + I / 2 + I % 2 * L)...);
+#else
+    return __builtin_shuffle(a, b, typename Simd<T>::Mask{(FROM + I / 2 + I % 2 * L)...});
+#endif
+}
+
+// A square of L by L elements; each step interleaves its upper with its lower half.
+template <class T> RIT_INLINE void transpose(Vector<T> (&square)[Simd<T>::lanes]) {
+    constexpr int L = Simd<T>::lanes;
+    constexpr std::make_integer_sequence<int, L> lanes{};
+    RIT_UNROLL
+    for (int step = 1; step < L; step *= 2) {
+        Vector<T> next[L];
+        RIT_UNROLL
+        for (int i = 0; i < L / 2; ++i) {
+            next[2 * i] = interleave<T, 0>(square[i], square[i + L / 2], lanes);
+            next[2 * i + 1] = interleave<T, L / 2>(square[i], square[i + L / 2], lanes);
+        }
+        RIT_UNROLL
+        for (int i = 0; i < L; ++i) square[i] = next[i];
+    }
+}
+
+// One panel from rows along which k is contiguous.
+template <class T> static inline void pack_along_depth(const T* w, ptrdiff_t row_stride, int columns, int k, T* out) {
+    constexpr int L = Simd<T>::lanes, W = panel_width<T>();
+    for (int depth = 0; depth < k; depth += L)
+        for (int j = 0; j < W; j += L) {
+            Vector<T> square[L];
+            RIT_UNROLL
+            for (int i = 0; i < L; ++i) square[i] = load_columns(w + (j + i) * row_stride + depth, j + i < columns ? k - depth : 0);
+            transpose<T>(square);
+            T* to = out + static_cast<size_t>(depth) * W + j;
+            if (k - depth >= L) {
+                RIT_UNROLL
+                for (int i = 0; i < L; ++i) store(to + i * W, square[i]);
+            } else {
+                for (int i = 0; i < k - depth; ++i) store(to + i * W, square[i]);
+            }
+        }
+}
+
+// One panel from rows along which the columns are contiguous.
+template <class T> static inline void pack_along_columns(const T* w, ptrdiff_t column_stride, int columns, int k, T* out) {
+    constexpr int L = Simd<T>::lanes, W = panel_width<T>();
+    for (int depth = 0; depth < k; ++depth)
+        for (int j = 0; j < W; j += L) store(out + static_cast<size_t>(depth) * W + j, load_columns(w + depth * column_stride + j, columns - j));
+}
+
+template <class T>
+static inline void pack_panel(const T* w, ptrdiff_t row_stride, ptrdiff_t column_stride, int columns, int k, T* out) {
+    constexpr int W = panel_width<T>();
+    if (column_stride == 1) return pack_along_depth(w, row_stride, columns, k, out);
+    if (row_stride == 1) return pack_along_columns(w, column_stride, columns, k, out);
+    for (int depth = 0; depth < k; ++depth)
+        for (int j = 0; j < W; ++j) out[static_cast<size_t>(depth) * W + j] = j < columns ? w[j * row_stride + depth * column_stride] : T(0);
+}
+
+// Panels [first_panel, last_panel) of the k by n matrix whose element (depth, j) is w[j * row_stride + depth * column_stride].
+template <class T>
+static inline void pack(const T* w, ptrdiff_t row_stride, ptrdiff_t column_stride, int n, int k, T* out, int first_panel, int last_panel) {
+    constexpr int W = panel_width<T>();
+    for (int panel = first_panel; panel < last_panel; ++panel)
+        pack_panel(w + static_cast<ptrdiff_t>(panel) * W * row_stride, row_stride, column_stride, smaller(W, n - panel * W), k,
+                   out + static_cast<size_t>(panel) * W * k);
+}
+
+// Columns of a left side: row r begins at data + r * stride.
+template <class T> struct Segment {
+    const T* data;
+    ptrdiff_t stride;
+    int length;
+};
+
+template <class T> struct Product {
+    const Segment<T>* segments;
+    int count;
+    const T* panels;
+    size_t panel_step;
+    int n;
+    const T* start;
+    ptrdiff_t start_stride;
+    T* c;
+    ptrdiff_t c_stride;
+};
+
+// sum[i][.] += left[i * row_step + depth * depth_step] * panel[depth][.], one fused multiply-add for each depth, in order.
+template <class T, int ROWS, int PANELS>
+RIT_INLINE void add_products(Vector<T> (&sum)[ROWS][PANELS * vectors_per_panel], const T* left, ptrdiff_t row_step, ptrdiff_t depth_step, const T* panel,
+                             size_t panel_step, int depth) {
+    constexpr int L = Simd<T>::lanes, W = panel_width<T>();
+    const T* base[(ROWS + 2) / 3];  // three rows to a base pointer: fewer registers of addresses, no spilling
+    RIT_UNROLL
+    for (int i = 0; i < (ROWS + 2) / 3; ++i) base[i] = left + 3 * i * row_step;
+    for (int k = 0; k < depth; ++k) {
+        Vector<T> right[PANELS * vectors_per_panel];
+        RIT_UNROLL
+        for (int v = 0; v < PANELS * vectors_per_panel; ++v) right[v] = load(panel + (v / vectors_per_panel) * panel_step + (v % vectors_per_panel) * L);
+        RIT_UNROLL
+        for (int i = 0; i < ROWS; ++i) {
+            const Vector<T> value = broadcast(base[i / 3][(i % 3) * row_step]);
+            RIT_UNROLL
+            for (int v = 0; v < PANELS * vectors_per_panel; ++v) sum[i][v] += value * right[v];
+        }
+        RIT_UNROLL
+        for (int i = 0; i < (ROWS + 2) / 3; ++i) base[i] += depth_step;
+        panel += W;
+    }
+}
+
+template <class T, int ROWS, int PANELS> static void multiply_tile(const Product<T>& p, int row, int panel) {
+    constexpr int L = Simd<T>::lanes, W = panel_width<T>(), VECTORS = PANELS * vectors_per_panel;
+    const int columns = p.n - panel * W;
+    Vector<T> sum[ROWS][VECTORS];
+    const T* start = p.start ? p.start + row * p.start_stride + panel * W : nullptr;
+    RIT_UNROLL
+    for (int i = 0; i < ROWS; ++i)
+        RIT_UNROLL
+        for (int v = 0; v < VECTORS; ++v) sum[i][v] = start ? load_columns(start + i * p.start_stride + v * L, columns - v * L) : Vector<T>{};
+    const T* right = p.panels + panel * p.panel_step;
+    for (int s = 0; s < p.count; ++s) {
+        const Segment<T>& segment = p.segments[s];
+        add_products<T, ROWS, PANELS>(sum, segment.data + row * segment.stride, segment.stride, 1, right, p.panel_step, segment.length);
+        right += static_cast<size_t>(segment.length) * W;
+    }
+    T* c = p.c + row * p.c_stride + panel * W;
+    RIT_UNROLL
+    for (int i = 0; i < ROWS; ++i)
+        RIT_UNROLL
+        for (int v = 0; v < VECTORS; ++v) store_columns(c + i * p.c_stride + v * L, sum[i][v], columns - v * L);
+}
+
+template <class T, int ROWS> static void multiply_rows(const Product<T>& p, int rows, int row, int panel, int panels) {
+    if (rows == ROWS) {
+        constexpr int most = ROWS == 1 ? 4 : ROWS == 2 ? 2 : 1;
+        for (; panels >= most; panel += most, panels -= most) multiply_tile<T, ROWS, most>(p, row, panel);
+        for (; panels > 0; ++panel, --panels) multiply_tile<T, ROWS, 1>(p, row, panel);
+    } else if constexpr (ROWS > 1) {
+        multiply_rows<T, ROWS - 1>(p, rows, row, panel, panels);
+    }
+}
+
+// c[r][j] = start[r][j] + sum over k of left[r][k] * packed(k, j): each element one chain of fused multiply-adds in the order of k.
+// start == nullptr: zero; start_stride == 0: one row for all (a bias); start may be c.
+template <class T>
+static void multiply(const Segment<T>* segments, int count, int rows, const T* panels, int n, const T* start, ptrdiff_t start_stride, T* c, ptrdiff_t c_stride) {
+    constexpr int W = panel_width<T>();
+    size_t depth = 0;
+    for (int s = 0; s < count; ++s) depth += segments[s].length;
+    const Product<T> product{segments, count, panels, depth * W, n, start, start_stride, c, c_stride};
+    const int tiles = ceil_divide(rows, most_rows);
+    for (int panel = 0; panel < ceil_divide(n, W); panel += 4)
+        for (int tile = 0; tile < tiles; ++tile) {
+            const int row = part_begin(rows, tiles, tile);
+            multiply_rows<T, most_rows>(product, part_begin(rows, tiles, tile + 1) - row, row, panel, smaller(4, ceil_divide(n, W) - panel));
+        }
+}
+
+// Rows of one register sum: it alone decides the bits of outer_sum.
+constexpr int outer_chunk = 512;
+constexpr int outer_rows = 8;     // columns of the left side in a tile
+constexpr int outer_block = 256;  // columns of the left side packed at once
+
+template <class T> static inline size_t outer_sum_workspace(int n) {
+    return static_cast<size_t>(outer_chunk) * (outer_block + static_cast<size_t>(ceil_divide(n, panel_width<T>())) * panel_width<T>());
+}
+
+// out[group][row][width]: `count` columns from `first` of each row, in groups of WIDTH, zero padded.
+template <class T, int WIDTH> static void pack_rows(const T* const* rows, int row_count, int first, int count, T* out) {
+    const int whole = count / WIDTH, rest = count % WIDTH;
+    for (int r = 0; r < row_count; ++r) {
+        const T* from = rows[r] + first;
+        T* to = out + static_cast<size_t>(r) * WIDTH;
+        for (int group = 0; group < whole; ++group, from += WIDTH, to += static_cast<size_t>(row_count) * WIDTH) __builtin_memcpy(to, from, WIDTH * sizeof(T));
+        if (rest)
+            for (int j = 0; j < WIDTH; ++j) to[j] = j < rest ? from[j] : T(0);
+    }
+}
+
+template <class T> static void outer_tile(const T* left, const T* right, int depth, int m, int n, T* c, ptrdiff_t c_stride, bool accumulate) {
+    constexpr int L = Simd<T>::lanes;
+    Vector<T> sum[outer_rows][vectors_per_panel]{};
+    add_products<T, outer_rows, 1>(sum, left, 1, outer_rows, right, 0, depth);
+    RIT_UNROLL
+    for (int i = 0; i < outer_rows; ++i) {
+        if (i >= m) break;
+        RIT_UNROLL
+        for (int v = 0; v < vectors_per_panel; ++v) {
+            T* to = c + i * c_stride + v * L;
+            store_columns(to, accumulate ? load_columns<T>(to, n - v * L) + sum[i][v] : sum[i][v], n - v * L);
+        }
+    }
+}
+
+// c[m][j] = (accumulate ? c[m][j] : 0) + sum over r of left_rows[r][m] * right_rows[r][j], m in [m_begin, m_end), j in [0, n).
+// Threads share the work by ranges of m, each with a workspace of its own.
+template <class T>
+static void outer_sum(const T* const* left_rows, const T* const* right_rows, int rows, int m_begin, int m_end, int n, T* c, ptrdiff_t c_stride, bool accumulate,
+                      T* workspace) {
+    constexpr int W = panel_width<T>();
+    T* const left = workspace;
+    T* const right = workspace + static_cast<size_t>(outer_chunk) * outer_block;
+    for (int row = 0; row == 0 || row < rows; row += outer_chunk) {
+        const int depth = smaller(outer_chunk, rows - row);
+        pack_rows<T, W>(right_rows + row, depth, 0, n, right);
+        for (int block = m_begin; block < m_end; block += outer_block) {
+            const int columns = smaller(outer_block, m_end - block);
+            pack_rows<T, outer_rows>(left_rows + row, depth, block, columns, left);
+            for (int j = 0; j < n; j += W)
+                for (int i = 0; i < columns; i += outer_rows)
+                    outer_tile(left + static_cast<size_t>(i) * depth, right + static_cast<size_t>(j) * depth, depth, columns - i, n - j,
+                               c + (block + i) * c_stride + j, c_stride, accumulate || row > 0);
+        }
+    }
+}
+
+}  // namespace RIT_ISA
+}  // namespace rit

@@ -1,0 +1,54 @@
+#include "levels.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace rit {
+namespace {
+
+void expect(bool good, const char* what) {
+  if (!good) throw std::invalid_argument(std::string("levels: ") + what);
+}
+
+}  // namespace
+
+LevelStore::LevelStore(int64_t entries, std::vector<int64_t> starts, std::vector<int64_t> source, int slots, std::vector<int64_t> last,
+                       std::vector<int64_t> owner)
+    : starts_(std::move(starts)), source_(std::move(source)), last_(std::move(last)), owner_(std::move(owner)), slots_(slots) {
+  expect(!starts_.empty() && starts_[0] == 0, "the first row is 0");
+  levels_ = {entries,
+             starts_.back(),
+             static_cast<int64_t>(starts_.size()) - 1,
+             starts_.data(),
+             last_.empty() ? nullptr : source_.data(),
+             last_.empty() ? nullptr : last_.data(),
+             owner_.empty() ? nullptr : owner_.data()};
+  check();
+}
+
+void LevelStore::check() const {
+  const Levels& l = levels_;
+  expect(l.entries >= 0 && slots_ >= 1, "entries and slots are counts");
+  for (int64_t level = 0; level < l.count; ++level) {
+    const int64_t rows = starts_[level + 1] - starts_[level];
+    expect(rows >= 0, "rows go upwards");
+    if (!l.owner) expect(rows <= (level ? starts_[level] - starts_[level - 1] : l.entries), "levels of chains do not grow");
+  }
+  if (!l.source) {
+    expect(slots_ == 1 && !l.owner, "a chain has one predecessor a row");
+    return;
+  }
+  expect(static_cast<int64_t>(source_.size()) == l.rows * slots_, "a source for each row and slot");
+  expect(static_cast<int64_t>(last_.size()) == l.entries || l.entries == 0, "a final row for each entry");
+  for (int64_t level = 0; level < l.count; ++level)
+    for (int64_t i = starts_[level] * slots_; i < starts_[level + 1] * slots_; ++i)
+      expect(source_[i] >= 0 && source_[i] <= l.entries + starts_[level], "predecessors lie in earlier levels");
+  for (int64_t row : last_) expect(row >= 0 && row <= l.entries + l.rows, "final rows lie in the table");
+  if (!l.owner) return;
+  expect(static_cast<int64_t>(owner_.size()) == l.rows, "an owner for each row");
+  for (int64_t level = 0; level < l.count; ++level)
+    for (int64_t row = starts_[level]; row < starts_[level + 1]; ++row)
+      expect(owner_[row] >= (row > starts_[level] ? owner_[row - 1] : 0) && owner_[row] < l.entries, "owners ascend within a level");
+}
+
+}  // namespace rit

@@ -1,0 +1,25 @@
+// A structure's levels, copied and checked.
+#pragma once
+#include <vector>
+
+#include "backend.h"
+
+namespace rit {
+
+class LevelStore {
+ public:
+  // Throws std::invalid_argument where they are no schedule. Empty `source`: a chain; empty `owner`: row j is entry j's.
+  LevelStore(int64_t entries, std::vector<int64_t> starts, std::vector<int64_t> source, int slots, std::vector<int64_t> last, std::vector<int64_t> owner);
+
+  const Levels& levels() const { return levels_; }
+  int slots() const { return slots_; }
+
+ private:
+  void check() const;
+
+  std::vector<int64_t> starts_, source_, last_, owner_;
+  int slots_;
+  Levels levels_;
+};
+
+}  // namespace rit

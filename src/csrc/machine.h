@@ -1,0 +1,196 @@
+// The vector machine: element-wise instructions row by row, products over blocks of rows.
+// R rows of a block, n elements of a row, L lanes of a vector.
+#pragma once
+#include "code.h"
+#include "gemm.h"
+#include "math.h"
+#include "random.h"
+
+namespace rit {
+namespace RIT_ISA {
+
+template <class T> RIT_INLINE Vector<T> truth(typename Simd<T>::Mask mask) { return select(mask, Vector<T>{} + 1, Vector<T>{}); }
+template <class T> RIT_INLINE Vector<T> absolute(Vector<T> x) { return select(x < 0, -x, select(x == 0, Vector<T>{}, x)); }
+template <class T> RIT_INLINE Vector<T> sign(Vector<T> x) { return select(x > 0, Vector<T>{} + 1, select(x < 0, Vector<T>{} - 1, x * 0)); }
+
+// What an instruction is given: rows of numbers, the size of the result, its own number, and who draws at random.
+template <class T> struct Operands {
+  T* out;
+  const T *a, *b, *c;
+  int n, extra;
+  uint64_t row, seed;
+};
+
+template <class T, class F> RIT_INLINE void for_each_vector(int n, T* out, F compute) {
+  constexpr int L = Simd<T>::lanes;
+  int i = 0;
+  for (; i + L <= n; i += L) store(out + i, compute([i](const T* from) { return load(from + i); }));
+  if (i < n) store_partial(out + i, compute([i, n](const T* from) { return load_partial(from + i, n - i); }), n - i);
+}
+
+#define UNARY(name, result)                                           \
+  template <class T> static void run_##name(const Operands<T>& o) {   \
+    for_each_vector<T>(o.n, o.out, [&](auto at) __attribute__((always_inline)) { \
+      const Vector<T> x = at(o.a);                                    \
+      return result;                                                  \
+    });                                                               \
+  }
+#define BINARY(name, result)                                          \
+  template <class T> RIT_INLINE Vector<T> apply_##name(Vector<T> a, Vector<T> b) { return result; } \
+  template <class T> static void run_##name(const Operands<T>& o) {   \
+    for_each_vector<T>(o.n, o.out, [&](auto at) __attribute__((always_inline)) { return apply_##name<T>(at(o.a), at(o.b)); }); \
+  }                                                                   \
+  template <class T> static void run_##name##_vs(const Operands<T>& o) { \
+    const Vector<T> b = broadcast(*o.b);                              \
+    for_each_vector<T>(o.n, o.out, [&](auto at) __attribute__((always_inline)) { return apply_##name<T>(at(o.a), b); }); \
+  }                                                                   \
+  template <class T> static void run_##name##_sv(const Operands<T>& o) { \
+    const Vector<T> a = broadcast(*o.a);                              \
+    for_each_vector<T>(o.n, o.out, [&](auto at) __attribute__((always_inline)) { return apply_##name<T>(a, at(o.b)); }); \
+  }
+#define TERNARY(name, result)                                         \
+  template <class T> static void run_##name(const Operands<T>& o) {   \
+    for_each_vector<T>(o.n, o.out, [&](auto at) __attribute__((always_inline)) { \
+      const Vector<T> a = at(o.a), b = at(o.b), c = at(o.c);          \
+      return result;                                                  \
+    });                                                               \
+  }
+#define OTHER(name)
+#include "ops.def"
+#undef UNARY
+#undef BINARY
+#undef TERNARY
+#undef OTHER
+
+template <class T> RIT_INLINE T total(const T* a, int n) {
+  constexpr int L = Simd<T>::lanes;
+  Vector<T> first{}, second{};
+  int i = 0;
+  for (; i + 2 * L <= n; i += 2 * L) {
+    first += load(a + i);
+    second += load(a + i + L);
+  }
+  for (; i + L <= n; i += L) first += load(a + i);
+  if (i < n) second += load_partial(a + i, n - i);
+  return sum_lanes<T>(first + second);
+}
+
+template <class T> RIT_INLINE T inner(const T* a, const T* b, int n) {
+  constexpr int L = Simd<T>::lanes;
+  Vector<T> sum{};
+  int i = 0;
+  for (; i + L <= n; i += L) sum += load(a + i) * load(b + i);
+  if (i < n) sum += load_partial(a + i, n - i) * load_partial(b + i, n - i);
+  return sum_lanes<T>(sum);
+}
+
+template <class T> static void run_sum(const Operands<T>& o) { *o.out = total(o.a, o.extra); }
+
+template <class T> static void run_max(const Operands<T>& o) {
+  T largest = o.a[0];
+  for (int i = 1; i < o.extra; ++i) largest = o.a[i] > largest || o.a[i] != o.a[i] ? o.a[i] : largest;
+  *o.out = largest;
+}
+
+template <class T> static void run_expand(const Operands<T>& o) {
+  const Vector<T> value = broadcast(*o.a);
+  for_each_vector<T>(o.n, o.out, [&](auto) { return value; });
+}
+
+// a and b to all a[i] * b[j]; extra is the size of b.
+template <class T> static void run_outer(const Operands<T>& o) {
+  for (int i = 0; i < o.n / o.extra; ++i) {
+    const Vector<T> value = broadcast(o.a[i]);
+    for_each_vector<T>(o.extra, o.out + i * o.extra, [&](auto at) __attribute__((always_inline)) { return value * at(o.b); });
+  }
+}
+
+// The matrix a, with rows of extra elements, times the vector b.
+template <class T> static void run_outer_right(const Operands<T>& o) {
+  for (int i = 0; i < o.n; ++i) o.out[i] = inner(o.a + static_cast<ptrdiff_t>(i) * o.extra, o.b, o.extra);
+}
+
+// The vector b of extra elements times the matrix a.
+template <class T> static void run_outer_left(const Operands<T>& o) {
+  for_each_vector<T>(o.n, o.out, [&](auto at) __attribute__((always_inline)) {
+    Vector<T> sum{};
+    for (int i = 0; i < o.extra; ++i) sum += broadcast(o.b[i]) * at(o.a + static_cast<ptrdiff_t>(i) * o.n);
+    return sum;
+  });
+}
+
+template <class T> static void run_uniform(const Operands<T>& o) { uniform(o.out, o.n, o.seed, o.row, o.extra); }
+
+template <class T> using Run = void (*)(const Operands<T>&);
+
+template <class T> static const Run<T>* instructions() {
+  static constexpr Run<T> table[] = {
+#define UNARY(name, result) run_##name<T>,
+#define BINARY(name, result)
+#define TERNARY(name, result)
+#define OTHER(name)
+#include "ops.def"
+#undef UNARY
+#undef BINARY
+#undef TERNARY
+#undef OTHER
+#define UNARY(name, result)
+#define BINARY(name, result) run_##name<T>, run_##name##_vs<T>, run_##name##_sv<T>,
+#define TERNARY(name, result) run_##name<T>,
+#define OTHER(name) run_##name<T>,
+#include "ops.def"
+#undef UNARY
+#undef BINARY
+#undef TERNARY
+#undef OTHER
+  };
+  return table;
+}
+
+// Rows to run a routine over: where the first one lies in each space, and how far it is to the next.
+template <class T> struct Block {
+  T* base[most_spaces];
+  ptrdiff_t stride[most_spaces];
+  int rows;
+  int64_t first_row;
+  uint64_t seed;
+};
+
+template <class T> static void run_instructions(const Code& code, const Step& step, const Block<T>& block) {
+  const Run<T>* const table = instructions<T>();
+  const Instruction* const first = code.instructions.data() + step.first;
+  const int spaces = code.spaces();
+  T* at[most_spaces];
+  for (int space = 0; space < spaces; ++space) at[space] = block.base[space];
+  for (int row = 0; row < block.rows; ++row) {
+    for (const Instruction* i = first; i < first + step.count; ++i)
+      table[i->op]({at[i->out.space] + i->out.offset, at[i->a.space] + i->a.offset, at[i->b.space] + i->b.offset, at[i->c.space] + i->c.offset, i->size,
+                    i->extra, static_cast<uint64_t>(block.first_row + row), block.seed});
+    for (int space = 0; space < spaces; ++space) at[space] += block.stride[space];
+  }
+}
+
+template <class T> static void run_product(const Code& code, const Step& step, const Block<T>& block, const T* panels) {
+  constexpr int most = 32;
+  Segment<T> segments[most];
+  const T* start = step.start.space < 0 ? nullptr : block.base[step.start.space] + step.start.offset;
+  ptrdiff_t start_stride = step.start.space < 0 ? 0 : block.stride[step.start.space];
+  T* const out = block.base[step.out.space] + step.out.offset;
+  const ptrdiff_t out_stride = block.stride[step.out.space];
+  const Left* const lefts = code.lefts.data() + step.lefts;
+  for (int i = 0; i < step.left_count; ++i)
+    segments[i] = {block.base[lefts[i].space] + lefts[i].offset, block.stride[lefts[i].space], lefts[i].size};
+  multiply(segments, step.left_count, block.rows, panels, step.size, start, start_stride, out, out_stride);
+}
+
+// panels: where each pack's weights lie.
+template <class T> static void run(const Code& code, Routine routine, const Block<T>& block, T* const* panels) {
+  if (block.rows == 0) return;
+  for (const Step& step : code.routines[routine]) {
+    if (step.product) run_product(code, step, block, panels[step.pack]);
+    else run_instructions(code, step, block);
+  }
+}
+
+}  // namespace RIT_ISA
+}  // namespace rit

@@ -1,0 +1,112 @@
+// Binds, and nothing else. Tensors come as addresses; the caller has checked their types and shapes.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "code.h"
+#include "cpu.h"
+#include "levels.h"
+#include "memory.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using Addresses = std::vector<uintptr_t>;
+using Integers = std::vector<int64_t>;
+
+namespace {
+
+// Memory that is used again when it is dropped.
+struct Memory {
+  explicit Memory(size_t bytes) : data(rit::take_memory(bytes)) {}
+  Memory(const Memory&) = delete;
+  ~Memory() { rit::give_memory(data); }
+  void* data;
+};
+
+template <class P> P* at(uintptr_t address) { return reinterpret_cast<P*>(address); }
+const void* const* inputs(const Addresses& addresses) { return reinterpret_cast<const void* const*>(addresses.data()); }
+void* const* outputs(const Addresses& addresses) { return reinterpret_cast<void* const*>(const_cast<uintptr_t*>(addresses.data())); }
+
+rit::Type type_of(const std::string& name) {
+  if (name == "float32") return rit::FLOAT32;
+  if (name == "float64") return rit::FLOAT64;
+  throw std::invalid_argument("type must be float32 or float64, not " + name);
+}
+
+void forward(const rit::Code& code, const rit::LevelStore& levels, const std::string& type, int threads, uint64_t seed, uintptr_t x, const Addresses& entry,
+             const Addresses& blank, const Addresses& out, const Addresses& last, uintptr_t frame, const Addresses& parameters, const Integers& strides) {
+  rit::Call call{};
+  call.code = &code;
+  call.levels = &levels.levels();
+  call.threads = threads;
+  call.seed = seed;
+  call.x = at<void>(x);
+  call.entry = inputs(entry);
+  call.blank = inputs(blank);
+  call.out = outputs(out);
+  call.last = outputs(last);
+  call.frame = at<void>(frame);
+  call.parameters = inputs(parameters);
+  call.parameter_strides = strides.data();
+  const auto run = rit::choose_backend().forward[type_of(type)];
+  nb::gil_scoped_release release;
+  run(call);
+}
+
+void backward(const rit::Code& code, const rit::LevelStore& levels, const std::string& type, int threads, uint64_t seed, uintptr_t x, const Addresses& entry,
+              const Addresses& blank, const Addresses& out, uintptr_t frame, const Addresses& parameters, const Integers& strides, const Addresses& d_out,
+              const Addresses& d_last, uintptr_t d_x, const Addresses& d_entry, const Addresses& d_blank, const Addresses& d_parameters, const Integers& d_shapes) {
+  rit::Call call{};
+  call.code = &code;
+  call.levels = &levels.levels();
+  call.threads = threads;
+  call.seed = seed;
+  call.x = at<void>(x);
+  call.entry = inputs(entry);
+  call.blank = inputs(blank);
+  call.out = outputs(out);
+  call.frame = at<void>(frame);
+  call.parameters = inputs(parameters);
+  call.parameter_strides = strides.data();
+  call.d_out = inputs(d_out);
+  call.d_last = inputs(d_last);
+  call.d_x = at<void>(d_x);
+  call.d_entry = outputs(d_entry);
+  call.d_blank = outputs(d_blank);
+  call.d_parameters = outputs(d_parameters);
+  call.d_shapes = d_shapes.data();
+  const auto run = rit::choose_backend().backward[type_of(type)];
+  nb::gil_scoped_release release;
+  run(call);
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  nb::set_leak_warnings(false);  // caches of codes and levels live as long as the process
+  m.doc() = "The compiled engine of the cpu executor.";
+  m.def(
+      "instruction_sets",
+      [] {
+        std::vector<std::string> names;
+        for (const rit::Backend* backend : rit::backends()) names.emplace_back(backend->name);
+        return names;
+      },
+      "The instruction sets that this processor can run, best last.");
+  m.def(
+      "instruction_set", [] { return std::string(rit::choose_backend().name); },
+      "The one in use: the best, or the one that the environment variable RITORNELLO_ISA names.");
+  m.def("op_names", &rit::op_names, "The machine's instructions, in the order of their numbers.");
+  nb::class_<Memory>(m, "Memory", "Working memory, used again when it is dropped.")
+      .def(nb::init<size_t>(), "bytes"_a)
+      .def_prop_ro("address", [](const Memory& memory) { return reinterpret_cast<uintptr_t>(memory.data); });
+  nb::class_<rit::LevelStore>(m, "Levels", "A structure's levels.")
+      .def(nb::init<int64_t, Integers, Integers, int, Integers, Integers>(), "entries"_a, "starts"_a, "source"_a, "slots"_a, "last"_a, "owner"_a);
+  nb::class_<rit::Code>(m, "Code", "A lowered program.")
+      .def(
+          "__init__", [](rit::Code* self, const Integers& ints, const std::vector<double>& constants) { new (self) rit::Code(rit::read_code(ints, constants)); },
+          "ints"_a, "constants"_a)
+      .def_prop_ro("frame_stride", [](const rit::Code& code) { return rit::frame_stride(code); })
+      .def("forward", &forward)
+      .def("backward", &backward);
+}

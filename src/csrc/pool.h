@@ -1,0 +1,22 @@
+// Threads. The work goes to torch's own OpenMP threads where they are found, so that no second set of threads contends with
+// them; after a fork, where those do not live on, and where there is no OpenMP, to threads of our own.
+#pragma once
+#include <atomic>
+
+namespace rit {
+
+// Calls task(context, thread, threads) on up to `threads` threads, the caller's among them, and waits for all.
+// The task is told how many there really are; it must not throw.
+void on_threads(int threads, void (*task)(void* context, int thread, int threads), void* context);
+
+// Where the threads of one on_threads wait for each other.
+class Barrier {
+ public:
+  void wait(int threads);
+
+ private:
+  std::atomic<int> arrived_{0};
+  std::atomic<int> round_{0};
+};
+
+}  // namespace rit

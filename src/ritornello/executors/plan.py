@@ -1,0 +1,90 @@
+"""A cell, traced and lowered for the compiled machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ritornello.program import (
+    Joint,
+    Program,
+    Wants,
+    derive,
+    encode,
+    lookup,
+    lower,
+    parameters,
+    simplify,
+    trace,
+    unroll,
+)
+
+
+class Plan:
+    """All that is made of a cell's program.
+
+    Attributes:
+        program: simplified, for one predecessor.
+        sizes: of the state's fields.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.sizes = program.fields
+        self._random = any(node.op == "uniform" for node in program.nodes)
+        self._compiled: dict[Wants, Compiled] = {}
+
+    def seed(self) -> int:
+        """A new seed from torch's generator, if the program draws at random."""
+        return int(torch.randint(2**62, ())) if self._random else 0
+
+    @cached_property
+    def joint(self) -> Joint:
+        """The program with its adjoint."""
+        return derive(self.program)
+
+    def compiled(self, wants: Wants) -> Compiled:
+        """The code for a kind of run, made when it is first asked for."""
+        if wants not in self._compiled:
+            self._compiled[wants] = Compiled(self.joint, wants)
+        return self._compiled[wants]
+
+
+class Compiled:
+    """Code for one kind of run.
+
+    Attributes:
+        wants: what is asked of it.
+        code: as lowered.
+        core: the same in the machine.
+    """
+
+    def __init__(self, joint: Joint, wants: Wants) -> None:
+        from ritornello import _core
+
+        numbers = {name: number for number, name in enumerate(_core.op_names())}
+        self.wants = wants
+        self.code = lower(joint, wants)
+        self.core = _core.Code(*encode(self.code, numbers))
+        nodes = self.code.program.nodes
+        paths = [nodes[v].attributes[0] for v in self.code.parameters if nodes[v].op == "parameter"]
+        self._paths = paths if len(paths) == len(self.code.parameters) else None
+
+    def parameter_values(self, cell: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+        """The parameter-rate values that the code reads, as they are now, differentiable."""
+        if self._paths is not None:
+            return [lookup(cell, path) for path in self._paths]
+        found = parameters(self.code.program, self.code.parameters, lambda name: lookup(cell, name))
+        return [found[value].to(dtype) for value in self.code.parameters]
+
+
+def make_plan(cell: nn.Module, x_size: int, sizes: Sequence[int], like: Tensor) -> Plan:
+    """Traces a cell and simplifies its program.
+
+    Raises:
+        Untraceable: with the reason.
+    """
+    return Plan(simplify(unroll(trace(cell, x_size, sizes, like), 1)))

@@ -1,0 +1,30 @@
+"""Cells as programs: recorded, simplified, differentiated, and lowered to the code of the compiled machine."""
+
+from ritornello.program.derive import Joint, derive
+from ritornello.program.interpret import interpret, parameters
+from ritornello.program.lower import Code, Wants, encode, lower
+from ritornello.program.passes import simplify, unroll
+from ritornello.program.program import Builder, Node, Program, Value
+from ritornello.program.random import philox
+from ritornello.program.trace import Untraceable, lookup, trace
+
+__all__ = [
+    "Builder",
+    "Code",
+    "Joint",
+    "Node",
+    "Program",
+    "Untraceable",
+    "Value",
+    "Wants",
+    "derive",
+    "encode",
+    "interpret",
+    "lookup",
+    "lower",
+    "parameters",
+    "philox",
+    "simplify",
+    "trace",
+    "unroll",
+]
