@@ -16,7 +16,10 @@ import pytest
 import ritornello
 
 SOURCE = Path(ritornello.__file__).parent
-RANKS = ("errors", "cells", "structures", "executors", "engine", "nn", "data", "models", "training", "tasks", "cli")
+RANKS = (
+    *("errors", "_core", "cells", "program", "structures", "executors", "engine", "nn"),
+    *("data", "models", "training", "tasks", "cli"),
+)
 
 
 def imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:

@@ -84,7 +84,7 @@ def test_support_table_is_as_generated():
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     text = (ROOT / "README.md").read_text("utf-8")
     assert generate["with_table"](text) == text, "run docs/generate.py"
-    assert "| `lstm` | reference" in text
+    assert "| `lstm` | cpu, reference" in text
 
 
 def test_demo_runs(rit_on_path):

@@ -1,5 +1,7 @@
 """The compiled engine of the cpu executor."""
 
+from collections.abc import Sequence
+
 def instruction_sets() -> list[str]:
     """The instruction sets that this processor can run, best last."""
 
@@ -7,3 +9,71 @@ def instruction_set() -> str:
     """
     The one in use: the best, or the one that the environment variable RITORNELLO_ISA names.
     """
+
+def op_names() -> list[str]:
+    """The machine's instructions, in the order of their numbers."""
+
+class Memory:
+    """Working memory, used again when it is dropped."""
+
+    def __init__(self, bytes: int) -> None: ...
+    @property
+    def address(self) -> int: ...
+
+class Levels:
+    """A structure's levels."""
+
+    def __init__(
+        self,
+        entries: int,
+        starts: Sequence[int],
+        source: Sequence[int],
+        slots: int,
+        last: Sequence[int],
+        owner: Sequence[int],
+    ) -> None: ...
+
+class Code:
+    """A lowered program."""
+
+    def __init__(self, ints: Sequence[int], constants: Sequence[float]) -> None: ...
+    @property
+    def frame_stride(self) -> int: ...
+    def forward(
+        self,
+        arg0: Levels,
+        arg1: str,
+        arg2: int,
+        arg3: int,
+        arg4: int,
+        arg5: Sequence[int],
+        arg6: Sequence[int],
+        arg7: Sequence[int],
+        arg8: Sequence[int],
+        arg9: int,
+        arg10: Sequence[int],
+        arg11: Sequence[int],
+        /,
+    ) -> None: ...
+    def backward(
+        self,
+        arg0: Levels,
+        arg1: str,
+        arg2: int,
+        arg3: int,
+        arg4: int,
+        arg5: Sequence[int],
+        arg6: Sequence[int],
+        arg7: Sequence[int],
+        arg8: int,
+        arg9: Sequence[int],
+        arg10: Sequence[int],
+        arg11: Sequence[int],
+        arg12: Sequence[int],
+        arg13: int,
+        arg14: Sequence[int],
+        arg15: Sequence[int],
+        arg16: Sequence[int],
+        arg17: Sequence[int],
+        /,
+    ) -> None: ...

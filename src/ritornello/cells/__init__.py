@@ -6,4 +6,15 @@ from ritornello.cells.elman import Elman
 from ritornello.cells.gru import GRU
 from ritornello.cells.lstm import LSTM
 
-__all__ = ["CELLS", "GRU", "LSTM", "Cell", "Elman", "find", "is_foreign", "meaning_of_total", "over_predecessors", "total"]
+__all__ = [
+    "CELLS",
+    "GRU",
+    "LSTM",
+    "Cell",
+    "Elman",
+    "find",
+    "is_foreign",
+    "meaning_of_total",
+    "over_predecessors",
+    "total",
+]

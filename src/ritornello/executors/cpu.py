@@ -25,7 +25,8 @@ except ImportError:  # installed without a compiler
 
 TYPES = {torch.float32: "float32", torch.float64: "float64"}
 MISSING = (
-    "the compiled extension is not installed; install ritornello from a wheel, or from source where there is a C++ compiler"
+    "the compiled extension is not installed; "
+    "install ritornello from a wheel, or from source where there is a C++ compiler"
 )
 
 
@@ -49,6 +50,8 @@ class CpuExecutor:
             return "rows with several predecessors are not built yet"
         if torch._C._are_functorch_transforms_active():
             return "it is under a torch.func transformation"
+        if torch.is_autocast_enabled("cpu"):
+            return "torch.autocast is on"
         plan = self._plan(request)
         return plan if isinstance(plan, str) else None
 
@@ -60,7 +63,9 @@ class CpuExecutor:
         states = [request.x, *request.entry, *request.blank]
         compiled = plan.compiled(Wants(False, False, (False,) * fields))
         if torch.is_grad_enabled():
-            asked = any(tensor.requires_grad for tensor in states) or any(p.requires_grad for p in request.cell.parameters())
+            asked = any(tensor.requires_grad for tensor in states) or any(
+                p.requires_grad for p in request.cell.parameters()
+            )
             if asked:
                 douts = tuple(field < rows for field in range(fields))
                 compiled = plan.compiled(Wants(True, request.x.requires_grad, douts))
@@ -134,6 +139,7 @@ class Run:
         self.compiled, self.schedule, self.seed, self.kind, self.rows = compiled, schedule, seed, kind, rows
         self.sizes = compiled.code.state_sizes
         self.levels = core_levels(schedule)
+        self._on_chains = all(isinstance(level.source, int) for level in schedule.levels[:1])
         self.out: list[Tensor | None] = []
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
@@ -147,7 +153,7 @@ class Run:
         """The asked-for fields of all rows, then the final states, in the order of entries."""
         x, entry, blank, values = self.split(tensors)
         gradients = self.compiled.wants.gradients
-        keep_all = gradients or self.schedule.levels and not isinstance(self.schedule.levels[0].source, int)
+        keep_all = gradients or not self._on_chains
         self.out = [
             x.new_empty(self.schedule.rows, size) if keep_all or field < self.rows else None
             for field, size in enumerate(self.sizes)
@@ -172,21 +178,32 @@ class Run:
         return [*self.out[: self.rows], *last]  # type: ignore[list-item]
 
     def backward(
-        self, tensors: Sequence[Tensor], out: Sequence[Tensor], gradients: Sequence[Tensor | None], needs: Sequence[bool]
+        self,
+        tensors: Sequence[Tensor],
+        out: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        needs: Sequence[bool],
     ) -> list[Tensor | None]:
         """The gradients of the tensors, from those of what `forward` returned."""
-        assert self.frame is not None, "a second backward needs the frames that the first one used up"
+        if self.frame is None:  # a first backward has written into it
+            self.forward(tensors)
+        assert self.frame is not None
         x, entry, blank, values = self.split(tensors)
         d_out = [
             None if not asked else (torch.zeros_like(rows) if g is None else g.contiguous())
-            for asked, g, rows in zip(self.compiled.wants.douts, _padded(gradients[: self.rows], len(out)), out, strict=True)
+            for asked, g, rows in zip(
+                self.compiled.wants.douts, _padded(gradients[: self.rows], len(out)), out, strict=True
+            )
         ]
         d_last = [None if g is None else g.contiguous() for g in gradients[self.rows :]]
         d_x = torch.empty_like(x) if self.compiled.wants.x else None
         d_entry = [x.new_empty(self.schedule.entries, size) for size in self.sizes]
         d_blank = [x.new_zeros(1, size) for size in self.sizes]
         wanted = needs[len(needs) - len(values) :]
-        d_values = [torch.empty_like(v, memory_format=torch.contiguous_format) if need else None for v, need in zip(values, wanted, strict=True)]
+        d_values = [
+            torch.empty_like(v, memory_format=torch.contiguous_format) if need else None
+            for v, need in zip(values, wanted, strict=True)
+        ]
         self.compiled.core.backward(
             self.levels,
             TYPES[x.dtype],
@@ -207,10 +224,12 @@ class Run:
             _addresses(d_values),
             [n for v in values for n in (v.shape if v.dim() == 2 else (1, v.numel()))],
         )
-        self.frame = None  # the backward pass has written into it
+        self.frame = None
         return [d_x, *d_entry, *d_blank, *d_values]
 
-    def again(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
+    def again(
+        self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], needs: Sequence[bool]
+    ) -> list[Tensor | None]:
         """Gradients that can be differentiated: the program once more, in torch."""
         fields = len(self.sizes)
         entry, blank = self.kind(*tensors[1 : 1 + fields]), self.kind(*tensors[1 + fields : 1 + 2 * fields])
@@ -220,7 +239,9 @@ class Run:
         result = ReferenceExecutor().run(request)
         order = self.schedule.entry
         last = result.last if order is None else [field[order] for field in result.last]
-        pairs = [(y, g) for y, g in zip((*result.rows, *last), gradients, strict=True) if g is not None and y.requires_grad]
+        pairs = [
+            (y, g) for y, g in zip((*result.rows, *last), gradients, strict=True) if g is not None and y.requires_grad
+        ]
         wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
         if not pairs:
             return [None] * len(tensors)
@@ -237,7 +258,7 @@ class _Unfolding(torch.autograd.Function):
     """A run as a node of autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:
         found = run.forward(tensors)
         ctx.run = run
         ctx.save_for_backward(*tensors, *run.out)
@@ -246,7 +267,7 @@ class _Unfolding(torch.autograd.Function):
         return tuple(found)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         saved, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
         tensors, out = saved[: len(needs)], saved[len(needs) :]
         if torch.is_grad_enabled():

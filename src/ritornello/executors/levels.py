@@ -9,7 +9,7 @@ import torch
 
 from ritornello.structures.schedule import Level, Schedule
 
-_DENSE: OrderedDict[int, tuple[tuple[Level, ...], Any]] = OrderedDict()  # by identity; the levels are kept alive
+_DENSE: OrderedDict[tuple[int, int], tuple[tuple[Level, ...], Any]] = OrderedDict()  # by identity, kept alive
 
 
 def core_levels(schedule: Schedule) -> Any:
@@ -17,14 +17,15 @@ def core_levels(schedule: Schedule) -> Any:
     from ritornello import _core
 
     levels = schedule.levels
-    found = _DENSE.get(id(levels))
+    key = (id(levels), schedule.entries)
+    found = _DENSE.get(key)
     if found is not None and schedule.last is None:
         return found[1]
     starts = [0, *(level.stop for level in levels)]
     if all(isinstance(level.source, int) for level in levels):
         made = _core.Levels(schedule.entries, starts, [], 1, [], [])
         if schedule.last is None:
-            _DENSE[id(levels)] = (levels, made)
+            _DENSE[key] = (levels, made)
             if len(_DENSE) > 64:
                 _DENSE.popitem(last=False)
         return made

@@ -1,4 +1,4 @@
-"""What ATen's calls mean in the words of programs. One entry a call; a call that is not here makes a cell untraceable."""
+"""What ATen's calls mean in the words of programs: one entry a call. One that is not here makes a cell untraceable."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def translate(r: Recorder, func: Any, args: Any, kwargs: Any, tensors: Sequence[
             r.bind(out, r.builder.constant(out.item()))
         return
     in_place = base.endswith("_") and not base.endswith("__")
-    if tensors and all(r.builder.rate(r.value(t)) <= PARAMETER for t in tensors) and not in_place:
-        if any(r.builder.rate(r.value(t)) == PARAMETER for t in tensors):
-            _parameters_alone(r, base, func, args, kwargs, out)
-            return
+    rates = [r.builder.rate(r.value(t)) for t in tensors]
+    if PARAMETER in rates and max(rates) == PARAMETER and not in_place:
+        _parameters_alone(r, base, func, args, kwargs, out)
+        return
     entry = TABLE.get(f"{base}.{overload}") or TABLE.get(base) or (TABLE.get(base[:-1]) if in_place else None)
     if entry is None:
         raise r.untraceable(_no_word(base))
@@ -75,7 +75,9 @@ class Call:
         value = self.r.value(operand)
         target = self.out if like is None else like
         shape, wanted = list(operand.shape), list(target.shape[1:])
-        if self.b.rate(value) == CONSTANT or (self.b.rate(value) > PARAMETER and shape[1:] in ([], [1] * len(shape[1:]))):
+        if self.b.rate(value) == CONSTANT or (
+            self.b.rate(value) > PARAMETER and shape[1:] in ([], [1] * len(shape[1:]))
+        ):
             return value
         if self.b.rate(value) == PARAMETER:
             return self._spread(value, operand, wanted)
@@ -91,7 +93,9 @@ class Call:
         while len(shape) > max(len(wanted), 1) and shape[0] == 1:
             shape.pop(0)
         if len(shape) > len(wanted):
-            raise self.r.untraceable(f"a parameter of shape {tuple(operand.shape)} beside rows of shape {tuple(wanted)}")
+            raise self.r.untraceable(
+                f"a parameter of shape {tuple(operand.shape)} beside rows of shape {tuple(wanted)}"
+            )
         if math.prod(shape) != math.prod(wanted):
             value = self.parameter_call("expand.default", value, tuple(wanted), shape=wanted)
         return self.reshaped(value, (math.prod(wanted),))
@@ -589,7 +593,10 @@ def _amin(c: Call, x: Tensor, dims: Any = -1, keepdim: bool = False) -> Value:
 
 def _variance(c: Call, part: Value, size: int, correction: float) -> Value:
     centred = c.b.sub(part, _mean_of(c, part, size))
-    return c.b.mul(c.b.sum(c.b.mul(centred, centred)), c.b.constant(1 / max(size - correction, 0) if size > correction else math.nan))
+    return c.b.mul(
+        c.b.sum(c.b.mul(centred, centred)),
+        c.b.constant(1 / max(size - correction, 0) if size > correction else math.nan),
+    )
 
 
 @_entry("var.correction")
@@ -681,7 +688,15 @@ def _filled(number: float) -> Translation:
     return lambda c, *_, **__: c.b.constant(number)
 
 
-for _zeros in ("zeros_like", "new_zeros", "zeros", "zero", "empty", "empty_like", "new_empty"):  # empty: until it is filled
+for _zeros in (
+    "zeros_like",
+    "new_zeros",
+    "zeros",
+    "zero",
+    "empty",
+    "empty_like",
+    "new_empty",
+):  # empty: until it is filled
     TABLE[_zeros] = _filled(0)
 for _ones in ("ones_like", "new_ones", "ones"):
     TABLE[_ones] = _filled(1)

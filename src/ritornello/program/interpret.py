@@ -66,7 +66,7 @@ def interpret(
         given: values that are known already.
     """
     found: dict[Value, Tensor] = dict(given or {})
-    for value in live(program.nodes, program.results):
+    for value in live(program.nodes, program.results, found):
         node = program.nodes[value]
         if value in found:
             continue

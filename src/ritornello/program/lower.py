@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from ritornello.program.derive import Joint
-from ritornello.program.ops import ELEMENTS, OPS, REDUCTION, Term
+from ritornello.program.ops import ELEMENTS, OPS, Term
 from ritornello.program.program import GRADIENT, INPUT, PARAMETER, STATE, Node, Program, Value, live, products
 from ritornello.program.save import choose_saved
 
@@ -99,7 +100,7 @@ class Spaces(NamedTuple):
         return self.out(0) + 3 * self.fields + slot * self.fields + field
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         return self.dprev(0, self.slots)
 
 
@@ -315,7 +316,9 @@ class _Lowering:
         return self.vectors[value]
 
     # Instructions.
-    def _append(self, routine: int, op: str, out: _View, args: Sequence[_View], extra: int = 0, start: bool = False) -> None:
+    def _append(
+        self, routine: int, op: str, out: _View, args: Sequence[_View], extra: int = 0, start: bool = False
+    ) -> None:
         self.items[routine].append(_Item(op, out.size, out, tuple(args), extra, start))
 
     def _emit(self, value: Value, routine: int) -> _View:
@@ -475,27 +478,24 @@ class _Lowering:
                 depth[value] = max((depth.get(arg, 0) for arg in node.args), default=0) + (node.op == "affine")
         return depth
 
-    def _reductions(self) -> list[Reduction]:
+    def _reductions(self) -> list[tuple[Reduction, _View, _View | None]]:
         if not self.wants.gradients:
             return []
-        results, found = self.program.results, []
+        results, nowhere = self.program.results, Place(CONST, 0, 0)
+        found: list[tuple[Reduction, _View, _View | None]] = []
         for w in self.joint.weights:
-            parameter = self._parameter(results[w.parameter])
-            row = w.row
+            parameter, row = self._parameter(results[w.parameter]), w.row
             for left in self._pieces(results[w.left]):
                 column = w.column
-                if left is not None:
-                    for right in self._pieces(results[w.right]):
-                        if right is not None:
-                            found.append(Reduction(parameter, row, column, left, right, True))  # type: ignore[arg-type]
-                        column += right.size if right is not None else 0
-                row += left.size if left is not None else 0
+                for right in self._pieces(results[w.right]):
+                    found.append((Reduction(parameter, row, column, nowhere, None, True), left, right))
+                    column += right.size
+                row += left.size
         for v in self.joint.vectors:
-            parameter = self._parameter(results[v.parameter])
-            at = 0
-            for piece in self._pieces(results[v.value]):
-                found.append(Reduction(parameter, at, 0, piece, None, False))  # type: ignore[arg-type]
-                at += piece.size
+            parameter, row = self._parameter(results[v.parameter]), 0
+            for left in self._pieces(results[v.value]):
+                found.append((Reduction(parameter, row, 0, nowhere, None, False), left, None))
+                row += left.size
         return found
 
     def _pieces(self, value: Value) -> list[_View]:
@@ -575,11 +575,12 @@ class _Lowering:
 
     def _hinted(self, slot: _Slot) -> int | None:
         """Where the value that this one is computed from lay, or where the product that made it started."""
-        seen, offset = slot, 0
-        while seen.hint is not None:
-            seen, offset = seen.hint[0], offset + seen.hint[1]
-            if seen.place is not None and seen.place.space == FRAME:
-                return seen.place.offset + offset
+        hint, offset = slot.hint, 0
+        while hint is not None:
+            offset += hint[1]
+            if hint[0].place is not None and hint[0].place.space == FRAME:
+                return hint[0].place.offset + offset
+            hint = hint[0].hint
         return None
 
     def _final(self, item: _Item) -> Instruction | Product:
@@ -594,7 +595,7 @@ def _ends(slot: _Slot) -> Iterable[tuple[int, int, tuple[int, int]]]:
     if slot.kept or slot.written is None:
         return
     bounds = sorted({0, slot.size, *(edge for _, start, stop in slot.reads for edge in (start, stop))})
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         when = max((w for w, a, b in slot.reads if a <= start and stop <= b), default=slot.written)
         yield start, stop, when
 
@@ -605,24 +606,24 @@ def _place(view: _View) -> Place:
     return Place(place.space, place.offset + view.offset, view.size)
 
 
-def _placed(view: object) -> Place | None:
-    return _place(view) if isinstance(view, _View) else view  # type: ignore[return-value]
-
-
-def _joined(reductions: list[Reduction]) -> list[Reduction]:
-    """Neighbours in memory and in the parameter become one."""
+def _joined(found: list[tuple[Reduction, _View, _View | None]]) -> list[Reduction]:
+    """Placed; neighbours in memory and in the parameter become one."""
     joined: list[Reduction] = []
-    for each in reductions:
-        each = each._replace(left=_placed(each.left), right=_placed(each.right))
-        if joined and joined[-1].right == each.right and joined[-1].matrix == each.matrix:
-            last = joined[-1]
-            same = (last.parameter, last.column) == (each.parameter, each.column)
-            if same and last.row + last.left.size == each.row:
-                if last.left.space == each.left.space and last.left.offset + last.left.size == each.left.offset:
-                    joined[-1] = last._replace(left=last.left._replace(size=last.left.size + each.left.size))
-                    continue
-        joined.append(each)
+    for reduction, left, right in found:
+        each = reduction._replace(left=_place(left), right=None if right is None else _place(right))
+        if joined and _continues(joined[-1], each):
+            left_of_both = joined[-1].left._replace(size=joined[-1].left.size + each.left.size)
+            joined[-1] = joined[-1]._replace(left=left_of_both)
+        else:
+            joined.append(each)
     return joined
+
+
+def _continues(one: Reduction, other: Reduction) -> bool:
+    same = (one.parameter, one.column, one.right, one.matrix, one.left.space) == (
+        *(other.parameter, other.column, other.right, other.matrix, other.left.space),
+    )
+    return same and one.row + one.left.size == other.row and one.left.offset + one.left.size == other.left.offset
 
 
 class _Arena:
@@ -683,7 +684,13 @@ def encode(code: Code, number_of: dict[str, int]) -> tuple[list[int], list[float
                 ints += [0, len(run)]
                 for op, size, out, args, extra in run:
                     places = [*args, *[Place(CONST, 0, 0)] * (3 - len(args))]
-                    ints += [number_of[op], size, extra, *out[:2], *(number for place in places for number in place[:2])]
+                    ints += [
+                        number_of[op],
+                        size,
+                        extra,
+                        *out[:2],
+                        *(number for place in places for number in place[:2]),
+                    ]
     for pack in code.packs:
         ints += [pack.size, len(pack.parts)]
         ints += [number for parameter, term, depth in pack.parts for number in (parameter, *map(int, term), depth)]

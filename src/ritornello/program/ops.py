@@ -74,9 +74,7 @@ _elements("expm1", torch.expm1, lambda b, d, x, y: [b.mul_add(d, y, d)], cost=12
 _elements("log", torch.log, lambda b, d, x, y: [b.div(d, x[0])], cost=12)
 _elements("log1p", torch.log1p, lambda b, d, x, y: [b.div(d, b.add(x[0], b.constant(1)))], cost=14)
 _elements("sqrt", torch.sqrt, lambda b, d, x, y: [b.div(d, b.add(y, y))], cost=4)
-_elements(
-    "rsqrt", torch.rsqrt, lambda b, d, x, y: [b.mul(b.constant(-0.5), b.mul(d, b.mul(y, b.mul(y, y))))], cost=6
-)
+_elements("rsqrt", torch.rsqrt, lambda b, d, x, y: [b.mul(b.constant(-0.5), b.mul(d, b.mul(y, b.mul(y, y))))], cost=6)
 _elements("reciprocal", torch.reciprocal, lambda b, d, x, y: [b.neg(b.mul(d, b.mul(y, y)))], cost=4)
 _elements("erf", torch.erf, lambda b, d, x, y: [_erf_back(b, d, x[0])], cost=16)
 _elements("softplus", lambda x: torch.logaddexp(x, x.new_zeros(())), lambda b, d, x, y: [b.mul(d, b.sigmoid(x[0]))], 20)
@@ -153,7 +151,12 @@ _op("total", LAYOUT, lambda x: x)
 
 # Products. `affine` is start + Σᵢ vᵢ Wᵢᵀ over windows Wᵢ of parameters (see Term); `outer` all products of two rows.
 _op("affine", PRODUCT, lambda *args: _affine(*args))
-_op("outer", PRODUCT, lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2), lambda b, d, x, y: _outer_back(b, d, x))
+_op(
+    "outer",
+    PRODUCT,
+    lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2),
+    lambda b, d, x, y: _outer_back(b, d, x),
+)
 _op("outer_right", PRODUCT, lambda m, v: (m.unflatten(-1, (-1, v.shape[-1])) * v.unsqueeze(-2)).sum(-1))
 _op("outer_left", PRODUCT, lambda m, v: (m.unflatten(-1, (v.shape[-1], -1)) * v.unsqueeze(-1)).sum(-2))
 
@@ -176,6 +179,10 @@ class Term(NamedTuple):
     row: int
     column: int
     back: bool
+
+    def moved(self, rows: int, columns: int) -> Term:
+        """The window that lies so much further on."""
+        return Term(self.row + rows, self.column + columns, self.back)
 
     def window(self, weight: Tensor, length: int, size: int) -> Tensor:
         """The matrix (length, size) that v (..., length) is multiplied by."""

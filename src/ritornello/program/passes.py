@@ -1,4 +1,4 @@
-"""Passes: each takes a program and gives one with the same meaning that costs less. `simplify` is all of them, in order.
+"""Passes: each takes a program and gives one of the same meaning that costs less. `simplify` is all of them, in order.
 
 *Hoisting* has no pass of its own: what leaves the loop is read off the rates that the builder gives.
 """
@@ -59,7 +59,9 @@ def unroll(program: Program, slots: int) -> Program:
             new[value] = [copy_node(b, node, args) for args in each]
     for field, value in enumerate(program.results):
         if len(new[value]) > 1:
-            raise CellError(f"field {field} of the new state keeps {slots} predecessors apart; sum them with total(...)")
+            raise CellError(
+                f"field {field} of the new state keeps {slots} predecessors apart; sum them with total(...)"
+            )
     results = tuple(new[value][0] for value in program.results)
     return prune(program._replace(nodes=tuple(b.nodes), results=results, slots=slots))
 
@@ -77,16 +79,21 @@ def split(program: Program) -> Program:
     cut: set[Value] = set()  # values that are read in slices only
     for value in range(len(program.nodes) - 1, -1, -1):
         node = program.nodes[value]
-        if node.op in SUMS and readers[value] and value not in program.results:
-            if all(program.nodes[u].op == "slice" or (u in cut and node.size > 1) for u in readers[value]):
-                cut.add(value)
+        if node.op not in SUMS or not readers[value] or value in program.results:
+            continue
+        if all(program.nodes[u].op == "slice" or (u in cut and node.size > 1) for u in readers[value]):
+            cut.add(value)
     new_cut: set[Value] = set()
     b = Builder()
     new: dict[Value, Value] = {}
     for value in live(program.nodes, program.results):
         node = program.nodes[value]
         args = tuple(new[arg] for arg in node.args)
-        new[value] = _sliced(b, args[0], *node.attributes, new_cut) if node.op == "slice" else copy_node(b, node, args)
+        if node.op == "slice":
+            start, size = node.attributes
+            new[value] = _sliced(b, args[0], start, size, new_cut)
+        else:
+            new[value] = copy_node(b, node, args)
         if value in cut:
             new_cut.add(new[value])
     return prune(program._replace(nodes=tuple(b.nodes), results=tuple(new[value] for value in program.results)))
@@ -101,13 +108,12 @@ def _sliced(b: Builder, value: Value, start: int, size: int, cut: set[Value]) ->
     first = _sliced(b, node.args[0], start, size, cut) if len(node.args) % 2 else None
     moved = []
     for v, weight, term in products(node):
-        by = {"column": term.column + start} if term.back else {"row": term.row + start}
-        moved.append((v, weight, term._replace(**by)))
+        moved.append((v, weight, term.moved(0, start) if term.back else term.moved(start, 0)))
     return b.affine(first, moved, size)
 
 
 def fold(program: Program) -> Program:
-    """A sum with products in it becomes one affine for each rate: biases and what is known earlier are where it starts."""
+    """A sum with products becomes one affine for each rate: biases, and what is known earlier, are where it starts."""
     readers = users(program.nodes)
     inner = {
         value
@@ -145,7 +151,7 @@ def _apart(b: Builder, v: Value, weight: Value, term: Term) -> Iterator[tuple[Va
     node = b.nodes[v]
     at = 0
     for part in node.args if node.op == "cat" else (v,):
-        moved = term._replace(row=term.row + at) if term.back else term._replace(column=term.column + at)
+        moved = term.moved(at, 0) if term.back else term.moved(0, at)
         at += b.size(part)
         if not (b.nodes[part].op == "expand" and b.constant_of(b.nodes[part].args[0]) == 0):
             yield part, weight, moved

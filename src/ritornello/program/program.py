@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ritornello.program.ops import ELEMENTS, OPS, REDUCTION, Term
@@ -62,7 +62,9 @@ class Program(NamedTuple):
     def from_text(text: str) -> Program:
         """The way back."""
         nodes, results, fields, inputs, slots = json.loads(text)
-        read = tuple(Node(op, tuple(args), _tuples(op, attrs), tuple(shape), rate) for op, args, attrs, shape, rate in nodes)
+        read = tuple(
+            Node(op, tuple(args), _tuples(op, attrs), tuple(shape), rate) for op, args, attrs, shape, rate in nodes
+        )
         return Program(read, tuple(results), tuple(fields), inputs, slots)
 
 
@@ -98,7 +100,9 @@ class Builder:
     def rate(self, value: Value) -> int:
         return self.nodes[value].rate
 
-    def leaf(self, op: str, attributes: tuple[Any, ...], shape: Sequence[int], rate: int, args: Sequence[Value] = ()) -> Value:
+    def leaf(
+        self, op: str, attributes: tuple[Any, ...], shape: Sequence[int], rate: int, args: Sequence[Value] = ()
+    ) -> Value:
         return self._add(Node(op, tuple(args), attributes, tuple(shape), rate))
 
     def constant(self, number: float) -> Value:
@@ -186,7 +190,8 @@ class Builder:
         for v, weight, term in products:
             rows, columns = (self.size(v), size) if term.back else (size, self.size(v))
             shape = self.nodes[weight].shape
-            assert term.row + rows <= shape[0] and term.column + columns <= shape[1], (shape, term, rows, columns)
+            assert term.row + rows <= shape[0], (shape, term, rows)
+            assert term.column + columns <= shape[1], (shape, term, columns)
             args += [v, weight]
             terms.append(term)
         return self._add(Node("affine", tuple(args), (size, tuple(terms)), (size,), self._rate(args)))
@@ -286,11 +291,11 @@ def prune(program: Program) -> Program:
     return program._replace(nodes=nodes, results=tuple(new[value] for value in program.results))
 
 
-def live(nodes: Sequence[Node], results: Iterable[Value]) -> list[Value]:
-    """The values that the results need, in order."""
+def live(nodes: Sequence[Node], results: Iterable[Value], known: Container[Value] = ()) -> list[Value]:
+    """The values that the results need, in order; what only known values need is left out."""
     needed = set(results)
     for value in range(len(nodes) - 1, -1, -1):
-        if value in needed:
+        if value in needed and value not in known:
             needed.update(nodes[value].args)
     return sorted(needed)
 

@@ -69,7 +69,7 @@ def _record(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: in
         raise Untraceable(f"it raised {type(error).__name__}: {error}") from error
     finally:
         torch.set_rng_state(generator)
-    if not isinstance(new, tuple) or len(new) != len(sizes):
+    if getattr(type(new), "_fields", None) != cell.State._fields:
         raise Untraceable("it does not return its State")
     results = [recorder.result(value, size) for value, size in zip(new, sizes, strict=True)]
     return prune(Program(tuple(b.nodes), tuple(results), tuple(sizes), x_size))
@@ -186,7 +186,9 @@ def _apart(one: Tensor, other: Tensor) -> bool:
 
 def _where() -> str:
     """The line of the cell that is being executed."""
-    frames = [f for f in traceback.extract_stack() if not f.filename.startswith((_OWN, _TORCH)) and f.name != "__call__"]
+    frames = [
+        f for f in traceback.extract_stack() if not f.filename.startswith((_OWN, _TORCH)) and f.name != "__call__"
+    ]
     last = frames[-1]
     return f"{Path(last.filename).name}, line {last.lineno}: {last.line}"
 
