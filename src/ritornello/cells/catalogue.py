@@ -8,6 +8,8 @@ import inspect
 import sys
 from pathlib import Path
 
+from torch import nn
+
 from ritornello.cells.cell import Cell
 from ritornello.cells.elman import Elman
 from ritornello.cells.gru import GRU
@@ -26,7 +28,7 @@ def is_foreign(name: str) -> bool:
     return ":" in name
 
 
-def find(name: str) -> type[Cell]:
+def find(name: str) -> type[nn.Module]:
     """The cell class of that name.
 
     Args:
@@ -34,7 +36,8 @@ def find(name: str) -> type[Cell]:
             own, which is imported: the current folder is searched first. **Importing runs that module's code.**
 
     Raises:
-        ArgumentError: an unknown name, a module that cannot be imported, or a class that is not there or is no `Cell`.
+        ArgumentError: an unknown name, a module that cannot be imported, or a class that is not there or is no
+            module.
 
     Example:
         >>> find("lstm").__name__
@@ -50,10 +53,12 @@ def find(name: str) -> type[Cell]:
     module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
     found = getattr(module, class_name, None)
     if found is None:
-        classes = [n for n, value in vars(module).items() if inspect.isclass(value) and issubclass(value, Cell)]
+        classes = [n for n, value in vars(module).items() if inspect.isclass(value) and issubclass(value, nn.Module)]
         raise ArgumentError(f"Module {module_name!r} has no class {class_name!r}: {nearest(class_name, classes)}.")
-    if not (inspect.isclass(found) and issubclass(found, Cell)):
-        raise ArgumentError(f"{name!r} is a {type(found).__name__}, not a subclass of ritornello.Cell.")
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise ArgumentError(
+            f"{name!r} is a {type(found).__name__}, not a subclass of ritornello.Cell or torch.nn.Module."
+        )
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ritornello.cells.adapt import Adapted
 from ritornello.cells.cell import Cell
 from ritornello.engine import door
 from ritornello.errors import ArgumentError
@@ -23,7 +24,9 @@ class Unfold(nn.Module):
     with the same f and θ at every step (Goodfellow, Bengio & Courville, eq. 10.4 and 10.5).
 
     Args:
-        cell: the transition function.
+        cell: the transition function: a `ritornello.Cell`, or any module with `forward(x, state)`, such as
+            `torch.nn.LSTMCell`, taken as it is (see `ritornello.cells.Adapted`).
+        input_size, state_sizes: of a module that is no `Cell` and does not tell them itself.
         reverse: walk from each sequence's last step to its first. Outputs keep their steps.
         batch_first: x and the outputs are (batch, time, features) instead of (time, batch, features). The state has no
             time axis and is (batch, size) either way.
@@ -46,20 +49,24 @@ class Unfold(nn.Module):
 
     def __init__(
         self,
-        cell: Cell,
+        cell: nn.Module,
         *,
+        input_size: int | None = None,
+        state_sizes: int | Sequence[int] | None = None,
         reverse: bool = False,
         batch_first: bool = False,
         learn_initial: bool = False,
         executor: str = "auto",
     ) -> None:
         super().__init__()
-        if not isinstance(cell, Cell):
+        if not isinstance(cell, nn.Module):
             raise ArgumentError(
-                f"Unfold takes a ritornello.Cell, not {type(cell).__name__}; derive your module from it."
+                f"Unfold takes a ritornello.Cell or a torch module like one, not {type(cell).__name__}."
             )
+        if not isinstance(cell, Cell):
+            cell = Adapted(cell, input_size, state_sizes)
         check_name(executor)
-        self.cell = cell
+        self.cell: Cell = cell
         self.reverse = reverse
         self.batch_first = batch_first
         self.executor = executor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ try:
 except ImportError:  # installed without a compiler
     _core = None  # type: ignore[assignment]
 
+_log = logging.getLogger("ritornello")
 TYPES = {torch.float32: "float32", torch.float64: "float64"}
 MISSING = (
     "the compiled extension is not installed; "
@@ -92,6 +94,7 @@ class CpuExecutor:
                 known[key] = make_plan(cell, request.x.shape[-1], sizes, request.x)
             except Untraceable as reason:
                 known[key] = f"{type(cell).__name__} cannot be compiled: {reason}"
+                _log.warning("%s; it runs on the reference executor.", known[key])
             if len(known) > 16:
                 known.popitem(last=False)
         return known[key]

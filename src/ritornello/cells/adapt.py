@@ -1,0 +1,171 @@
+"""Any module that makes a new state from an input and an old one, as a cell."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ritornello.cells.cell import Cell
+from ritornello.errors import ArgumentError
+
+_ROWS = 3  # rows of the trial calls; no state has so many fields that one could be unpacked from them by mistake
+_INPUT_NAMES = ("input_size", "in_features", "input_dim", "in_dim", "n_input", "n_in", "ninp", "d_input", "d_in")
+_HIDDEN_NAMES = ("hidden_size", "hidden_dim", "n_hidden", "nhid", "out_features", "units", "num_units", "d_hidden")
+
+
+class _Style(NamedTuple):
+    """How a module takes its state: as one tensor, a tuple, or arguments of their own, before or after the input."""
+
+    name: str
+    fields: int
+    call: Callable[[nn.Module, Tensor, tuple[Tensor, ...]], Any]
+
+
+class Adapted(Cell):
+    """A module that is no `Cell`, called like one.
+
+    Taken as they are: `forward(x, state)` with the state a tensor or a tuple of tensors, also spread over arguments,
+    `forward(x, h, c)`; what comes back is the new state alone, or an output and the new state. `torch.nn.LSTMCell`,
+    `GRUCell` and `RNNCell` are such modules. A module whose state may be left out is asked for its own first state.
+
+    Args:
+        module: the module.
+        input_size: features of x. Default: what the module's `input_size` says (or one of the usual other names).
+        state_sizes: features of each field of the state. Default: found by calling the module on a few rows.
+
+    Raises:
+        ArgumentError: a module that is not understood, with what was tried.
+
+    Example:
+        >>> cell = Adapted(torch.nn.LSTMCell(3, 4))
+        >>> cell.State._fields, cell.state_sizes
+        (('h', 'c'), (4, 4))
+    """
+
+    def __init__(
+        self, module: nn.Module, input_size: int | None = None, state_sizes: int | Sequence[int] | None = None
+    ) -> None:
+        name = type(module).__name__
+        input_size = _size(module, input_size, _INPUT_NAMES)
+        if input_size is None:
+            raise ArgumentError(f"{name} does not tell the size of its input; say input_size=... beside it.")
+        if isinstance(state_sizes, int):
+            state_sizes = (state_sizes,)
+        style, sizes, fields = _understand(module, input_size, state_sizes)
+        super().__init__(input_size, sizes[0])
+        self.module = module
+        self.State = namedtuple("State", fields)  # type: ignore[misc, assignment]
+        self._style, self._sizes = style, sizes
+        self._extra = len(fields) > style.fields
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """Features of each field."""
+        return self._sizes
+
+    def forward(self, x: Tensor, s: Any) -> Any:
+        result = self._style.call(self.module, x, tuple(s)[self._extra :])
+        output, new = _apart(result, self._style.fields)
+        if self._extra:
+            return self.State(output, *new)
+        return self.State(*new)
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, state as {self._style.name}"
+
+
+def _size(module: nn.Module, given: int | None, names: Sequence[str]) -> int | None:
+    if given is not None:
+        return given
+    values = (getattr(module, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int)), None)
+
+
+def _styles(fields: Sequence[int]) -> Iterator[_Style]:
+    for count in fields:
+        if count == 1:
+            yield _Style("a tensor", 1, _spread)
+        yield _Style(f"a tuple of {count}", count, _together)
+        if count > 1:
+            yield _Style(f"{count} arguments", count, _spread)
+
+
+def _spread(module: nn.Module, x: Tensor, state: tuple[Tensor, ...]) -> Any:
+    return module(x, *state)
+
+
+def _together(module: nn.Module, x: Tensor, state: tuple[Tensor, ...]) -> Any:
+    return module(x, state)
+
+
+def _understand(
+    module: nn.Module, input_size: int, sizes: Sequence[int] | None
+) -> tuple[_Style, tuple[int, ...], tuple[str, ...]]:
+    """The first style in which the module takes a state and gives one back alike: its style, sizes and field names."""
+    name = type(module).__name__
+    like = next(module.parameters(), torch.zeros(()))
+    x = torch.zeros(_ROWS, input_size, dtype=like.dtype, device=like.device)
+    hidden = _size(module, None, _HIDDEN_NAMES)
+    tried = []
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        own = _own_first_state(module, x) if sizes is None else None
+        guesses = [sizes] if sizes is not None else ([own] if own else [])
+        if sizes is None and hidden is not None:
+            guesses += [(hidden,) * count for count in (1, 2, 3, 4)]
+        if not guesses:
+            raise ArgumentError(f"{name} does not tell the sizes of its state; say state_sizes=... beside it.")
+        for guess in guesses:
+            for style in _styles([len(guess)]):
+                try:
+                    result = style.call(module, x, tuple(x.new_zeros(_ROWS, size) for size in guess))
+                    output, new = _apart(result, len(guess))
+                    if all(tuple(n.shape) == (_ROWS, size) for n, size in zip(new, guess, strict=True)):
+                        return _settled(style, output, new, tuple(guess))
+                    tried.append(f"{style.name}: it gave back other shapes")
+                except Exception as error:
+                    tried.append(f"{style.name}: {type(error).__name__}: {error}")
+    detail = "; ".join(line.splitlines()[0][:100] for line in tried)
+    raise ArgumentError(
+        f"Cannot call {name} as a cell, forward(x, state) with x of {input_size} features ({detail}); "
+        f"say input_size=... and state_sizes=..., or derive a ritornello.Cell that calls it."
+    )
+
+
+def _own_first_state(module: nn.Module, x: Tensor) -> tuple[int, ...] | None:
+    """The sizes of the state that the module gives when it is called without one."""
+    try:
+        result = module(x)
+    except Exception:  # it wants a state: what it then takes is tried next
+        return None
+    if isinstance(result, Tensor):
+        return (result.shape[-1],)
+    tensors = result[-1] if len(result) == 2 and isinstance(result[1], (tuple, list)) else result
+    return tuple(t.shape[-1] for t in tensors) if all(isinstance(t, Tensor) and t.dim() == 2 for t in tensors) else None
+
+
+def _apart(result: Any, fields: int) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """An output, if one comes beside the state, and the state."""
+    if isinstance(result, Tensor):
+        result = (result,)
+    if len(result) == fields and all(isinstance(value, Tensor) for value in result):
+        return None, tuple(result)
+    if len(result) == 2 and isinstance(result[0], Tensor):
+        state = (result[1],) if isinstance(result[1], Tensor) else tuple(result[1])
+        if len(state) == fields:
+            return result[0], state
+    if len(result) == fields + 1 and all(isinstance(value, Tensor) for value in result):
+        return result[0], tuple(result[1:])
+    raise ArgumentError(f"it gave back {len(result)} values for a state of {fields}")
+
+
+def _settled(
+    style: _Style, output: Tensor | None, new: tuple[Tensor, ...], sizes: tuple[int, ...]
+) -> tuple[_Style, tuple[int, ...], tuple[str, ...]]:
+    fields = ("h", "c", *(f"s{k}" for k in range(2, len(sizes))))[: len(sizes)]
+    if output is None or output is new[0]:
+        return style, sizes, fields
+    return style, (output.shape[-1], *sizes), ("output", *fields)
