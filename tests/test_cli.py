@@ -432,7 +432,7 @@ class TestForeignCells:
             ("Product", "could not be made, or make its first steps: RuntimeError: mat1 and mat2 shapes"),
             ("Greedy", "could not be made, or make its first steps: TypeError: Greedy.__init__() missing 1 required"),
             ("Leeky", "Module 'leaky_cells.py' has no class 'Leeky': did you mean Leaky"),
-            ("rit", "'leaky_cells.py:rit' is a module, not a subclass of ritornello.Cell."),
+            ("rit", "'leaky_cells.py:rit' is a module, not a subclass of ritornello.Cell or torch.nn.Module."),
         ],
     )
     def test_a_cell_that_is_wrong_leaves_no_folder(self, cell, message, fails, cells):

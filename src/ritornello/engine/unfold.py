@@ -60,9 +60,7 @@ class Unfold(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(cell, nn.Module):
-            raise ArgumentError(
-                f"Unfold takes a ritornello.Cell or a torch module like one, not {type(cell).__name__}."
-            )
+            raise ArgumentError(f"Unfold takes a ritornello.Cell or a module like one, not {type(cell).__name__}.")
         if not isinstance(cell, Cell):
             cell = Adapted(cell, input_size, state_sizes)
         check_name(executor)
