@@ -660,7 +660,7 @@ def test_what_does_not_fit_a_tree_is_named(arguments: tuple, message: str) -> No
 
 
 def test_what_cannot_be_unfolded_is_named() -> None:
-    with pytest.raises(ArgumentError, match=r"^Unfold takes a ritornello\.Cell or a torch module like one, not str"):
+    with pytest.raises(ArgumentError, match=r"^Unfold takes a ritornello\.Cell or a module like one, not str"):
         rit.Unfold("lstm")
     with pytest.raises(
         ArgumentError, match=r"^Unknown executor 'referense': did you mean reference\? Known: auto, cpu, reference"

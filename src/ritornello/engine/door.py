@@ -153,15 +153,3 @@ def chain_schedule(layout: Layout, lengths: Any, resets: Any, reverse: bool) -> 
         resets=settle_resets(resets, layout),
         reverse=reverse,
     )
-
-
-def to_rows(x: Tensor, schedule: Schedule) -> Tensor:
-    """(positions, features) to (schedule.rows, features) in the schedule's order."""
-    return x if schedule.order is None else x[schedule.order.to(x.device)]
-
-
-def from_rows(rows: Tensor, schedule: Schedule, positions: int) -> Tensor:
-    """The way back: (schedule.rows, size) to (positions, size), zeros where there is padding."""
-    if schedule.order is None:
-        return rows
-    return rows.new_zeros(positions, rows.shape[-1]).index_copy(0, schedule.order.to(rows.device), rows)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from ritornello.cells.adapt import Adapted
 from ritornello.cells.cell import Cell
 from ritornello.engine import door
+from ritornello.engine.op import Captured, capture, captured_values, new_seed, remember
+from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError
 from ritornello.executors import Request, Result, check_name, choose
-from ritornello.structures import Schedule, forest
+from ritornello.structures import Schedule, forest, from_rows, to_rows
 
 
 class Unfold(nn.Module):
@@ -65,6 +67,7 @@ class Unfold(nn.Module):
             cell = Adapted(cell, input_size, state_sizes)
         check_name(executor)
         self.cell: Cell = cell
+        self._number = remember(cell)
         self.reverse = reverse
         self.batch_first = batch_first
         self.executor = executor
@@ -108,19 +111,56 @@ class Unfold(nn.Module):
                 `reverse`); the state it entered with where it has no steps.
         """
         x, layout = door.settle_input(self.cell, x, self.batch_first)
+        captured = self._captured(x) if torch.compiler.is_compiling() else None
+        if captured is not None:
+            return self._as_node(captured, x, layout, state, lengths, resets, all_states)
         schedule = door.chain_schedule(layout, lengths, resets, self.reverse)
         blank = self._blank(x)
         entry = door.settle_state(self.cell, state, blank, x, layout.batch, layout.batched)
         result = self._run(x.reshape(-1, x.shape[-1]), entry, blank, schedule, all_states)
         fields = []
         for rows in result.rows:
-            field = door.from_rows(rows, schedule, layout.time * layout.batch)
-            field = field.view(layout.time, layout.batch, field.shape[-1])
-            fields.append(
-                field.squeeze(1) if not layout.batched else field.transpose(0, 1) if self.batch_first else field
-            )
+            field = from_rows(rows, schedule, layout.time * layout.batch)
+            fields.append(self._laid_out(field.view(layout.time, layout.batch, field.shape[-1]), layout))
         last = result.last if layout.batched else self.cell.State(*(field.squeeze(0) for field in result.last))
         return (self.cell.State(*fields) if all_states else fields[0]), last
+
+    def _captured(self, x: Tensor) -> Captured | None:
+        """What a graph that is being captured holds of the cell, if the unfolding can be one node of it."""
+        if (
+            self.executor not in ("auto", "cpu")
+            or x.device.type != "cpu"
+            or x.dtype not in (torch.float32, torch.float64)
+        ):
+            return None
+        captured = capture(self._number, self.training)
+        return captured if captured.program else None
+
+    def _as_node(
+        self,
+        captured: Captured,
+        x: Tensor,
+        layout: door.Layout,
+        state: Any,
+        lengths: Any,
+        resets: Any,
+        all_states: bool,
+    ) -> tuple[Any, Any]:
+        """The unfolding as one op. Lengths and resets are checked when the graph runs."""
+        blank = self._blank(x)
+        entry = door.settle_state(self.cell, state, blank, x, layout.batch, layout.batched)
+        values = captured_values(captured, self.cell, x.dtype)
+        lengths = None if lengths is None else torch.as_tensor(lengths, device="cpu")
+        if resets is not None:
+            resets = resets.unsqueeze(1) if not layout.batched else resets.T if layout.batch_first else resets
+        chains = (lengths, resets, new_seed(captured), captured.program, self.reverse, torch.is_grad_enabled())
+        found = unfold_op(x, list(entry), list(blank), values, *chains)
+        steps = [self._laid_out(field, layout) for field in found[: captured.fields]]
+        last = [field if layout.batched else field.squeeze(0) for field in found[captured.fields : 2 * captured.fields]]
+        return (self.cell.State(*steps) if all_states else steps[0]), self.cell.State(*last)
+
+    def _laid_out(self, field: Tensor, layout: door.Layout) -> Tensor:
+        return field.squeeze(1) if not layout.batched else field.transpose(0, 1) if self.batch_first else field
 
     def over(
         self, trees: Sequence[Sequence[int]], x: Tensor, state: Any = None, *, all_states: bool = False
@@ -155,14 +195,14 @@ class Unfold(nn.Module):
         blank = self._blank(x)
         entry = door.settle_state(self.cell, state, blank, x, schedule.entries)
         result = self._run(x, entry, blank, schedule, all_states)
-        fields = [door.from_rows(rows, schedule, schedule.rows) for rows in result.rows]
+        fields = [from_rows(rows, schedule, schedule.rows) for rows in result.rows]
         return (self.cell.State(*fields) if all_states else fields[0]), result.last
 
     def _run(self, x: Tensor, entry: Any, blank: Any, schedule: Schedule, all_states: bool) -> Result:
         if schedule.entry is not None:
             where = schedule.entry.to(x.device)
             entry = self.cell.State(*(field[where] for field in entry))
-        request = Request(self.cell, door.to_rows(x, schedule), entry, blank, schedule, all_states)
+        request = Request(self.cell, to_rows(x, schedule), entry, blank, schedule, all_states)
         return choose(self.executor, request).run(request)
 
     def _blank(self, x: Tensor) -> Any:

@@ -6,10 +6,11 @@ from ritornello.errors import ArgumentError, nearest
 from ritornello.executors.cpu import CpuExecutor
 from ritornello.executors.reference import ReferenceExecutor
 from ritornello.executors.request import Executor, Request, Result
+from ritornello.executors.run import TYPES
 
 EXECUTORS: dict[str, Executor] = {executor.name: executor for executor in (CpuExecutor(), ReferenceExecutor())}
 
-__all__ = ["EXECUTORS", "Executor", "Request", "Result", "check_name", "choose"]
+__all__ = ["EXECUTORS", "TYPES", "Executor", "Request", "Result", "check_name", "choose"]
 
 
 def check_name(name: str) -> None:

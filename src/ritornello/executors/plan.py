@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ritornello.program import (
     Joint,
+    Node,
     Program,
+    Value,
     Wants,
     derive,
     encode,
@@ -29,17 +31,18 @@ class Plan:
     Attributes:
         program: simplified, for one predecessor.
         sizes: of the state's fields.
+        random: whether it draws at random.
     """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.sizes = program.fields
-        self._random = any(node.op == "uniform" for node in program.nodes)
+        self.random = any(node.op == "uniform" for node in program.nodes)
         self._compiled: dict[Wants, Compiled] = {}
 
     def seed(self) -> int:
         """A new seed from torch's generator, if the program draws at random."""
-        return int(torch.randint(2**62, ())) if self._random else 0
+        return int(torch.randint(2**62, ())) if self.random else 0
 
     @cached_property
     def joint(self) -> Joint:
@@ -77,8 +80,13 @@ class Compiled:
         """The parameter-rate values that the code reads, as they are now, differentiable."""
         if self._paths is not None:
             return [lookup(cell, path) for path in self._paths]
-        found = parameters(self.code.program, self.code.parameters, lambda name: lookup(cell, name))
-        return [found[value].to(dtype) for value in self.code.parameters]
+        return evaluate(self.code.program.nodes, self.code.parameters, cell, dtype)
+
+
+def evaluate(nodes: Sequence[Node], values: Sequence[Value], cell: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+    """Parameter-rate values of a program."""
+    found = parameters(nodes, values, lambda name: lookup(cell, name))
+    return [found[value].to(dtype) for value in values]
 
 
 def make_plan(cell: nn.Module, x_size: int, sizes: Sequence[int], like: Tensor) -> Plan:

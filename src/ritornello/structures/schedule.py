@@ -50,3 +50,15 @@ class Schedule:
     def first_row(self) -> int:
         """Table row of schedule row 0."""
         return 1 + self.entries
+
+
+def to_rows(x: Tensor, schedule: Schedule) -> Tensor:
+    """(positions, features) to (schedule.rows, features) in the schedule's order."""
+    return x if schedule.order is None else x[schedule.order.to(x.device)]
+
+
+def from_rows(rows: Tensor, schedule: Schedule, positions: int) -> Tensor:
+    """The way back: (schedule.rows, size) to (positions, size), zeros where there is padding."""
+    if schedule.order is None:
+        return rows
+    return rows.new_zeros(positions, rows.shape[-1]).index_copy(0, schedule.order.to(rows.device), rows)
