@@ -42,11 +42,17 @@ struct Call {
 
 enum Type { FLOAT32, FLOAT64, TYPES };
 
+// One step at a time of a few rows, with the weights packed once.
+struct Stepping;
+
 struct Backend {
   const char* name;  // of the instruction set, as in RITORNELLO_ISA
   int vector_bytes;
   void (*forward[TYPES])(const Call&);
   void (*backward[TYPES])(const Call&);
+  Stepping* (*open[TYPES])(const Call&, int rows);  // keeps nothing of the call but its code
+  void (*step[TYPES])(Stepping*, const void* x, const void* const* previous, void* const* out);
+  void (*close[TYPES])(Stepping*);
 };
 
 // Elements from one row's frame to the next one's.

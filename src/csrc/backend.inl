@@ -8,7 +8,13 @@
 namespace rit::RIT_ISA {
 
 const Backend* backend() {
-  static constexpr Backend table{RIT_STRING(RIT_ISA), RIT_VECTOR_BYTES, {forward<float>, forward<double>}, {backward<float>, backward<double>}};
+  static constexpr Backend table{RIT_STRING(RIT_ISA),
+                                 RIT_VECTOR_BYTES,
+                                 {forward<float>, forward<double>},
+                                 {backward<float>, backward<double>},
+                                 {open<float>, open<double>},
+                                 {step<float>, step<double>},
+                                 {close<float>, close<double>}};
   return &table;
 }
 

@@ -24,6 +24,37 @@ template <class T> static inline int64_t padded(int64_t size) {
   return whole * static_cast<int64_t>(sizeof(T)) % 2048 == 0 && whole ? whole + line : whole;
 }
 
+// The weights of every pack that has panels, in panels; threads share each.
+template <class T> static void pack_weights(const Call& call, T* const* all_panels, int thread, int threads) {
+  const Code& code = *call.code;
+  for (size_t i = 0; i < code.packs.size(); ++i) {
+    if (!all_panels[i]) continue;
+    const Pack& weights = code.packs[i];
+    const int panels = ceil_divide(weights.size, panel_width<T>());
+    for (int panel = part_begin(panels, threads, thread); panel < part_begin(panels, threads, thread + 1); ++panel) {
+      T* out = all_panels[i] + static_cast<size_t>(panel) * panel_width<T>() * weights.depth;
+      for (int k = 0; k < weights.part_count; ++k) {
+        const PackPart& part = code.parts[weights.parts + k];
+        const int64_t down = call.parameter_strides[2 * part.parameter], across = call.parameter_strides[2 * part.parameter + 1];
+        const T* corner = static_cast<const T*>(call.parameters[part.parameter]) + part.row * down + part.column * across;
+        const size_t before = static_cast<size_t>(panel) * panel_width<T>() * part.depth;  // where pack() would begin this panel
+        pack(corner, part.back ? across : down, part.back ? down : across, weights.size, part.depth, out - before, panel, panel + 1);
+        out += static_cast<size_t>(part.depth) * panel_width<T>();
+      }
+    }
+  }
+}
+
+template <class T> static void fill_constants(const Call& call, T* constant) {
+  std::memset(constant, 0, sizeof(T) * call.code->const_size);
+  for (const Fill& fill : call.code->fills)
+    for (int i = 0; i < fill.size; ++i) constant[fill.offset + i] = static_cast<T>(fill.number);
+  for (const ConstVector& vector : call.code->vectors) {
+    const T* from = static_cast<const T*>(call.parameters[vector.parameter]);
+    for (int i = 0; i < vector.size; ++i) constant[vector.offset + i] = from[i * call.parameter_strides[2 * vector.parameter + 1]];
+  }
+}
+
 // The memory that one thread works in, for rows of its own entries.
 template <class T> struct Lane {
   int64_t begin, end;  // entries
@@ -59,7 +90,6 @@ template <class T> class Engine {
     lanes_ = static_cast<int>(greater(1, lesser(threads_, lesser(levels_.entries, static_cast<int64_t>(mean) / 4))));
     in_bulk_ = mean < few_rows * lanes_;
     constant_ = take(code_.const_size);
-    std::memset(constant_, 0, sizeof(T) * code_.const_size);
     pack_memory();
     lane_ = static_cast<Lane<T>*>(space_.take(sizeof(Lane<T>) * lanes_));
     share_entries();
@@ -164,33 +194,8 @@ template <class T> class Engine {
 
   bool after_in_bulk() const { return call_.d_x && in_bulk_ && !code_.after_reads_states; }
 
-  void pack_weights(int thread, int threads) {
-    for (size_t i = 0; i < code_.packs.size(); ++i) {
-      if (!panels_[i]) continue;
-      const Pack& pack = code_.packs[i];
-      const int panels = ceil_divide(pack.size, panel_width<T>());
-      for (int panel = part_begin(panels, threads, thread); panel < part_begin(panels, threads, thread + 1); ++panel) {
-        T* out = panels_[i] + static_cast<size_t>(panel) * panel_width<T>() * pack.depth;
-        for (int k = 0; k < pack.part_count; ++k) {
-          const PackPart& part = code_.parts[pack.parts + k];
-          const int64_t down = call_.parameter_strides[2 * part.parameter], across = call_.parameter_strides[2 * part.parameter + 1];
-          const T* corner = static_cast<const T*>(call_.parameters[part.parameter]) + part.row * down + part.column * across;
-          const size_t before = static_cast<size_t>(panel) * panel_width<T>() * part.depth;  // where pack() would begin this panel
-          rit::RIT_ISA::pack(corner, part.back ? across : down, part.back ? down : across, pack.size, part.depth, out - before, panel, panel + 1);
-          out += static_cast<size_t>(part.depth) * panel_width<T>();
-        }
-      }
-    }
-  }
-
-  void constants() {
-    for (const Fill& fill : code_.fills)
-      for (int i = 0; i < fill.size; ++i) constant_[fill.offset + i] = static_cast<T>(fill.number);
-    for (const ConstVector& vector : code_.vectors) {
-      const T* from = static_cast<const T*>(call_.parameters[vector.parameter]);
-      for (int i = 0; i < vector.size; ++i) constant_[vector.offset + i] = from[i * call_.parameter_strides[2 * vector.parameter + 1]];
-    }
-  }
+  void pack_weights(int thread, int threads) { rit::RIT_ISA::pack_weights(call_, panels_, thread, threads); }
+  void constants() { fill_constants(call_, constant_); }
 
   Block<T> block(T* temp, T* scratch) const {
     Block<T> b{};
@@ -491,6 +496,55 @@ template <class T> static void forward(const Call& call) {
 template <class T> static void backward(const Call& call) {
   Engine<T>(call, true).run();
 }
+
+// What a stepper keeps: everything but x and the states is bound once.
+template <class T> struct Steps {
+  Steps(const Call& call, int rows) : code(*call.code) {
+    panels = static_cast<T**>(space.take(sizeof(T*) * greater(1, code.packs.size())));
+    for (size_t i = 0; i < code.packs.size(); ++i) panels[i] = take(packed_size<T>(code.packs[i].size, code.packs[i].depth));
+    pack_weights(call, panels, 0, 1);
+    block.rows = rows;
+    block.seed = call.seed;
+    bind(CONST, take(code.const_size), 0);
+    fill_constants(call, block.base[CONST]);
+    bind(TEMP, take(code.temp_size), 0);
+    bind(SCRATCH, take(padded<T>(code.scratch_size) * rows), padded<T>(code.scratch_size));
+    bind(FRAME, take(frame_stride(code) * rows), frame_stride(code));
+    block.stride[X] = code.input;
+    for (int field = 0; field < code.fields; ++field) block.stride[code.prev(field, 0)] = block.stride[code.out(field)] = code.sizes[field];
+  }
+
+  T* take(int64_t elements) { return static_cast<T*>(space.take(static_cast<size_t>(greater(elements, 1)) * sizeof(T))); }
+
+  void bind(int which, T* base, int64_t stride) {
+    block.base[which] = base;
+    block.stride[which] = stride;
+  }
+
+  void run(const void* x, const void* const* previous, void* const* out) {
+    block.base[X] = static_cast<T*>(const_cast<void*>(x));
+    for (int field = 0; field < code.fields; ++field) {
+      block.base[code.prev(field, 0)] = static_cast<T*>(const_cast<void*>(previous[field]));
+      block.base[code.out(field)] = static_cast<T*>(out[field]);
+    }
+    rit::RIT_ISA::run(code, BEFORE, block, panels);
+    rit::RIT_ISA::run(code, LOOP, block, panels);
+    block.first_row += block.rows;
+  }
+
+  const Code& code;
+  Workspace space;
+  T** panels = nullptr;
+  Block<T> block{};
+};
+
+template <class T> static Stepping* open(const Call& call, int rows) { return reinterpret_cast<Stepping*>(new Steps<T>(call, rows)); }
+
+template <class T> static void step(Stepping* steps, const void* x, const void* const* previous, void* const* out) {
+  reinterpret_cast<Steps<T>*>(steps)->run(x, previous, out);
+}
+
+template <class T> static void close(Stepping* steps) { delete reinterpret_cast<Steps<T>*>(steps); }
 
 }  // namespace RIT_ISA
 }  // namespace rit

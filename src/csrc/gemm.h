@@ -6,10 +6,21 @@ namespace rit {
 namespace RIT_ISA {
 
 constexpr int vectors_per_panel = 2;
-#if RIT_VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int most_rows = 13;  // 26 sums of 32 registers
+#if RIT_VECTOR_BYTES == 64
+constexpr int registers = 32, most_rows = 13, outer_rows = 8;
+#elif defined(__aarch64__)
+constexpr int registers = 32, most_rows = 10, outer_rows = 8;  // GCC loads all values first, and spills with more rows
 #else
-constexpr int most_rows = 6;  // 12 sums of 16 registers
+constexpr int registers = 16, most_rows = 6, outer_rows = 6;
+#endif
+
+// Stops the compiler from loading the vector anew for each use.
+#if defined(__x86_64__)
+#define RIT_KEEP_IN_REGISTER(vector) asm("" : "+v"(vector))
+#elif defined(__aarch64__)
+#define RIT_KEEP_IN_REGISTER(vector) asm("" : "+w"(vector))
+#else
+#define RIT_KEEP_IN_REGISTER(vector)
 #endif
 
 template <class T> constexpr int panel_width() { return vectors_per_panel * Simd<T>::lanes; }
@@ -113,31 +124,34 @@ template <class T> struct Product {
     ptrdiff_t c_stride;
 };
 
-// sum[i][.] += left[i * row_step + depth * depth_step] * panel[depth][.], one fused multiply-add for each depth, in order.
-template <class T, int ROWS, int PANELS>
-RIT_INLINE void add_products(Vector<T> (&sum)[ROWS][PANELS * vectors_per_panel], const T* left, ptrdiff_t row_step, ptrdiff_t depth_step, const T* panel,
-                             size_t panel_step, int depth) {
-    constexpr int L = Simd<T>::lanes, W = panel_width<T>();
-    const T* base[(ROWS + 2) / 3];  // three rows to a base pointer: fewer registers of addresses, no spilling
+// sum[i][.] += left[i * row_step + k * depth_step] * panel[k][.] for k in [0, depth): one fused multiply-add each, in order.
+template <class T, int ROWS, int VECTORS>
+RIT_INLINE void add_products(Vector<T> (&sum)[ROWS][VECTORS], const T* left, ptrdiff_t row_step, ptrdiff_t depth_step, const T* panel, size_t panel_step,
+                             int depth) {
+    constexpr int L = Simd<T>::lanes;
+    constexpr bool keep = (ROWS == 2 || ROWS == 3) && VECTORS * (ROWS + 1) < registers;
+    const T* base[(ROWS + 2) / 3];  // a pointer for three rows: more would be spilled
     RIT_UNROLL
-    for (int i = 0; i < (ROWS + 2) / 3; ++i) base[i] = left + 3 * i * row_step;
-    for (int k = 0; k < depth; ++k) {
-        Vector<T> right[PANELS * vectors_per_panel];
+    for (int i = 0; i < ROWS; i += 3) base[i / 3] = left + i * row_step;
+    for (int k = 0; k < depth; ++k, panel += panel_width<T>()) {
+        Vector<T> right[VECTORS];
         RIT_UNROLL
-        for (int v = 0; v < PANELS * vectors_per_panel; ++v) right[v] = load(panel + (v / vectors_per_panel) * panel_step + (v % vectors_per_panel) * L);
-        RIT_UNROLL
-        for (int i = 0; i < ROWS; ++i) {
-            const Vector<T> value = broadcast(base[i / 3][(i % 3) * row_step]);
-            RIT_UNROLL
-            for (int v = 0; v < PANELS * vectors_per_panel; ++v) sum[i][v] += value * right[v];
+        for (int v = 0; v < VECTORS; ++v) {
+            right[v] = load(panel + v / vectors_per_panel * panel_step + v % vectors_per_panel * L);
+            if constexpr (keep) RIT_KEEP_IN_REGISTER(right[v]);
         }
         RIT_UNROLL
-        for (int i = 0; i < (ROWS + 2) / 3; ++i) base[i] += depth_step;
-        panel += W;
+        for (int i = 0; i < ROWS; ++i) {
+            const Vector<T> value = broadcast(base[i / 3][i % 3 * row_step]);
+            RIT_UNROLL
+            for (int v = 0; v < VECTORS; ++v) sum[i][v] += value * right[v];
+        }
+        RIT_UNROLL
+        for (int i = 0; i < ROWS; i += 3) base[i / 3] += depth_step;
     }
 }
 
-template <class T, int ROWS, int PANELS> static void multiply_tile(const Product<T>& p, int row, int panel) {
+template <class T, int ROWS, int PANELS> __attribute__((noinline)) static void multiply_tile(const Product<T>& p, int row, int panel) {
     constexpr int L = Simd<T>::lanes, W = panel_width<T>(), VECTORS = PANELS * vectors_per_panel;
     const int columns = p.n - panel * W;
     Vector<T> sum[ROWS][VECTORS];
@@ -149,7 +163,7 @@ template <class T, int ROWS, int PANELS> static void multiply_tile(const Product
     const T* right = p.panels + panel * p.panel_step;
     for (int s = 0; s < p.count; ++s) {
         const Segment<T>& segment = p.segments[s];
-        add_products<T, ROWS, PANELS>(sum, segment.data + row * segment.stride, segment.stride, 1, right, p.panel_step, segment.length);
+        add_products<T>(sum, segment.data + row * segment.stride, segment.stride, 1, right, p.panel_step, segment.length);
         right += static_cast<size_t>(segment.length) * W;
     }
     T* c = p.c + row * p.c_stride + panel * W;
@@ -159,13 +173,17 @@ template <class T, int ROWS, int PANELS> static void multiply_tile(const Product
         for (int v = 0; v < VECTORS; ++v) store_columns(c + i * p.c_stride + v * L, sum[i][v], columns - v * L);
 }
 
-template <class T, int ROWS> static void multiply_rows(const Product<T>& p, int rows, int row, int panel, int panels) {
+// Few rows take several panels at once: otherwise they wait for their own sums.
+constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : rows == 2 ? registers / 8 : rows == 3 ? 2 : 1; }
+
+template <class T, int ROWS> static void multiply_rows(const Product<T>& p, int rows, int row, int panel, int last_panel) {
     if (rows == ROWS) {
-        constexpr int most = ROWS == 1 ? 4 : ROWS == 2 ? 2 : 1;
-        for (; panels >= most; panel += most, panels -= most) multiply_tile<T, ROWS, most>(p, row, panel);
-        for (; panels > 0; ++panel, --panels) multiply_tile<T, ROWS, 1>(p, row, panel);
+        constexpr int step = panels_at_once(ROWS);
+        for (; panel + step <= last_panel; panel += step) multiply_tile<T, ROWS, step>(p, row, panel);
+        if constexpr (step > 1)
+            for (; panel < last_panel; ++panel) multiply_tile<T, ROWS, 1>(p, row, panel);
     } else if constexpr (ROWS > 1) {
-        multiply_rows<T, ROWS - 1>(p, rows, row, panel, panels);
+        multiply_rows<T, ROWS - 1>(p, rows, row, panel, last_panel);
     }
 }
 
@@ -177,48 +195,55 @@ static void multiply(const Segment<T>* segments, int count, int rows, const T* p
     size_t depth = 0;
     for (int s = 0; s < count; ++s) depth += segments[s].length;
     const Product<T> product{segments, count, panels, depth * W, n, start, start_stride, c, c_stride};
-    const int tiles = ceil_divide(rows, most_rows);
-    for (int panel = 0; panel < ceil_divide(n, W); panel += 4)
+    const int tiles = ceil_divide(rows, most_rows), last_panel = ceil_divide(n, W);
+    constexpr int group = 4;  // panels that stay in the cache while the rows go by
+    for (int panel = 0; panel < last_panel; panel += group)
         for (int tile = 0; tile < tiles; ++tile) {
-            const int row = part_begin(rows, tiles, tile);
-            multiply_rows<T, most_rows>(product, part_begin(rows, tiles, tile + 1) - row, row, panel, smaller(4, ceil_divide(n, W) - panel));
+            const int row = part_begin(rows, tiles, tile), end = part_begin(rows, tiles, tile + 1);
+            multiply_rows<T, most_rows>(product, end - row, row, panel, smaller(panel + group, last_panel));
         }
 }
 
-// Rows of one register sum: it alone decides the bits of outer_sum.
-constexpr int outer_chunk = 512;
-constexpr int outer_rows = 8;     // columns of the left side in a tile
-constexpr int outer_block = 256;  // columns of the left side packed at once
+constexpr int outer_chunk = 512;              // rows of one register sum: it alone decides the bits of outer_sum
+constexpr int outer_block = 16 * outer_rows;  // columns of the left side packed at once
+constexpr int outer_pad = 80;                 // keeps the packed groups off one another's cache sets
 
+template <class T, int WIDTH> constexpr size_t group_step() { return static_cast<size_t>(outer_chunk) * WIDTH + outer_pad; }
+
+// Elements; however large the left side is.
 template <class T> static inline size_t outer_sum_workspace(int n) {
-    return static_cast<size_t>(outer_chunk) * (outer_block + static_cast<size_t>(ceil_divide(n, panel_width<T>())) * panel_width<T>());
+    constexpr int W = panel_width<T>();
+    return outer_block / outer_rows * group_step<T, outer_rows>() + ceil_divide(n, W) * group_step<T, W>();
 }
 
-// out[group][row][width]: `count` columns from `first` of each row, in groups of WIDTH, zero padded.
+// out[group][row][WIDTH]: `count` columns from `first` of each row, in groups of WIDTH, zero padded.
 template <class T, int WIDTH> static void pack_rows(const T* const* rows, int row_count, int first, int count, T* out) {
     const int whole = count / WIDTH, rest = count % WIDTH;
     for (int r = 0; r < row_count; ++r) {
         const T* from = rows[r] + first;
         T* to = out + static_cast<size_t>(r) * WIDTH;
-        for (int group = 0; group < whole; ++group, from += WIDTH, to += static_cast<size_t>(row_count) * WIDTH) __builtin_memcpy(to, from, WIDTH * sizeof(T));
+        for (int group = 0; group < whole; ++group, from += WIDTH, to += group_step<T, WIDTH>()) __builtin_memcpy(to, from, WIDTH * sizeof(T));
         if (rest)
             for (int j = 0; j < WIDTH; ++j) to[j] = j < rest ? from[j] : T(0);
     }
 }
 
+// The first m by n elements of c, of a tile of outer_rows by W.
 template <class T> static void outer_tile(const T* left, const T* right, int depth, int m, int n, T* c, ptrdiff_t c_stride, bool accumulate) {
     constexpr int L = Simd<T>::lanes;
+    m = smaller(m, outer_rows);
+    for (int i = 0; i < m; ++i)
+        for (int v = 0; v < smaller(vectors_per_panel, ceil_divide(n, L)); ++v) __builtin_prefetch(c + i * c_stride + v * L, 1);
     Vector<T> sum[outer_rows][vectors_per_panel]{};
-    add_products<T, outer_rows, 1>(sum, left, 1, outer_rows, right, 0, depth);
+    add_products<T>(sum, left, 1, outer_rows, right, 0, depth);
     RIT_UNROLL
-    for (int i = 0; i < outer_rows; ++i) {
-        if (i >= m) break;
+    for (int i = 0; i < outer_rows; ++i)
         RIT_UNROLL
         for (int v = 0; v < vectors_per_panel; ++v) {
+            const int columns = i < m ? n - v * L : 0;
             T* to = c + i * c_stride + v * L;
-            store_columns(to, accumulate ? load_columns<T>(to, n - v * L) + sum[i][v] : sum[i][v], n - v * L);
+            store_columns(to, accumulate ? load_columns<T>(to, columns) + sum[i][v] : sum[i][v], columns);
         }
-    }
 }
 
 // c[m][j] = (accumulate ? c[m][j] : 0) + sum over r of left_rows[r][m] * right_rows[r][j], m in [m_begin, m_end), j in [0, n).
@@ -228,7 +253,7 @@ static void outer_sum(const T* const* left_rows, const T* const* right_rows, int
                       T* workspace) {
     constexpr int W = panel_width<T>();
     T* const left = workspace;
-    T* const right = workspace + static_cast<size_t>(outer_chunk) * outer_block;
+    T* const right = workspace + outer_block / outer_rows * group_step<T, outer_rows>();
     for (int row = 0; row == 0 || row < rows; row += outer_chunk) {
         const int depth = smaller(outer_chunk, rows - row);
         pack_rows<T, W>(right_rows + row, depth, 0, n, right);
@@ -237,7 +262,7 @@ static void outer_sum(const T* const* left_rows, const T* const* right_rows, int
             pack_rows<T, outer_rows>(left_rows + row, depth, block, columns, left);
             for (int j = 0; j < n; j += W)
                 for (int i = 0; i < columns; i += outer_rows)
-                    outer_tile(left + static_cast<size_t>(i) * depth, right + static_cast<size_t>(j) * depth, depth, columns - i, n - j,
+                    outer_tile(left + i / outer_rows * group_step<T, outer_rows>(), right + j / W * group_step<T, W>(), depth, columns - i, n - j,
                                c + (block + i) * c_stride + j, c_stride, accumulate || row > 0);
         }
     }

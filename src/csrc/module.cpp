@@ -80,6 +80,32 @@ void backward(const rit::Code& code, const rit::LevelStore& levels, const std::s
   run(call);
 }
 
+// One step after the other; the states of two steps lie in memory that the caller owns, and take turns.
+class Stepper {
+ public:
+  Stepper(const rit::Code& code, const std::string& type, int rows, uint64_t seed, const Addresses& parameters, const Integers& strides,
+          const Addresses& first, const Addresses& second)
+      : type_(type_of(type)), backend_(rit::choose_backend()), states_{first, second} {
+    rit::Call call{};
+    call.code = &code;
+    call.seed = seed;
+    call.parameters = inputs(parameters);
+    call.parameter_strides = strides.data();
+    steps_ = backend_.open[type_](call, rows);
+  }
+  Stepper(const Stepper&) = delete;
+  ~Stepper() { backend_.close[type_](steps_); }
+
+  // From the states of turn `turn` to those of the other.
+  void step(uintptr_t x, int turn) { backend_.step[type_](steps_, at<void>(x), inputs(states_[turn]), outputs(states_[1 - turn])); }
+
+ private:
+  const rit::Type type_;
+  const rit::Backend& backend_;
+  const Addresses states_[2];
+  rit::Stepping* steps_;
+};
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -109,4 +135,8 @@ NB_MODULE(_core, m) {
       .def_prop_ro("frame_stride", [](const rit::Code& code) { return rit::frame_stride(code); })
       .def("forward", &forward)
       .def("backward", &backward);
+  nb::class_<Stepper>(m, "Stepper", "One step after the other, with the weights packed once.")
+      .def(nb::init<const rit::Code&, const std::string&, int, uint64_t, const Addresses&, const Integers&, const Addresses&, const Addresses&>(),
+           nb::keep_alive<1, 2>(), "code"_a, "type"_a, "rows"_a, "seed"_a, "parameters"_a, "strides"_a, "first"_a, "second"_a)
+      .def("step", &Stepper::step);
 }

@@ -90,11 +90,41 @@ template <class T> RIT_INLINE void store_columns(T* to, Vector<T> value, int col
 RIT_INLINE Floats select(Simd<float>::Mask mask, Floats yes, Floats no) { return mask ? yes : no; }
 RIT_INLINE Doubles select(Simd<double>::Mask mask, Doubles yes, Doubles no) { return mask ? yes : no; }
 
-// As torch.minimum and torch.maximum: a NaN on either side is the result.
-RIT_INLINE Floats min(Floats a, Floats b) { return select((a < b) | (a != a), a, b); }
-RIT_INLINE Floats max(Floats a, Floats b) { return select((a > b) | (a != a), a, b); }
-RIT_INLINE Doubles min(Doubles a, Doubles b) { return select((a < b) | (a != a), a, b); }
-RIT_INLINE Doubles max(Doubles a, Doubles b) { return select((a > b) | (a != a), a, b); }
+// a < b ? a : b and a > b ? a : b, which compilers do not see to be one instruction: with a NaN on either side the result is b.
+RIT_INLINE Floats lesser_or_second(Floats a, Floats b) {
+#if defined(__AVX512F__) && RIT_VECTOR_BYTES == 64
+    return _mm512_maskz_min_ps(-1, a, b);
+#elif defined(__AVX__) && RIT_VECTOR_BYTES == 32
+    return _mm256_min_ps(a, b);
+#elif defined(__SSE__) && RIT_VECTOR_BYTES == 16
+    return _mm_min_ps(a, b);
+#else
+    return select(a < b, a, b);
+#endif
+}
+
+RIT_INLINE Floats greater_or_second(Floats a, Floats b) {
+#if defined(__AVX512F__) && RIT_VECTOR_BYTES == 64
+    return _mm512_maskz_max_ps(-1, a, b);
+#elif defined(__AVX__) && RIT_VECTOR_BYTES == 32
+    return _mm256_max_ps(a, b);
+#elif defined(__SSE__) && RIT_VECTOR_BYTES == 16
+    return _mm_max_ps(a, b);
+#else
+    return select(a > b, a, b);
+#endif
+}
+
+RIT_INLINE Doubles lesser_or_second(Doubles a, Doubles b) { return select(a < b, a, b); }
+RIT_INLINE Doubles greater_or_second(Doubles a, Doubles b) { return select(a > b, a, b); }
+
+// As torch.minimum, torch.maximum and torch.clamp: a NaN stays.
+RIT_INLINE Floats min(Floats a, Floats b) { return select(a != a, a, lesser_or_second(a, b)); }
+RIT_INLINE Floats max(Floats a, Floats b) { return select(a != a, a, greater_or_second(a, b)); }
+RIT_INLINE Doubles min(Doubles a, Doubles b) { return select(a != a, a, lesser_or_second(a, b)); }
+RIT_INLINE Doubles max(Doubles a, Doubles b) { return select(a != a, a, greater_or_second(a, b)); }
+RIT_INLINE Floats clamp(Floats x, float low, float high) { return lesser_or_second(broadcast(high), greater_or_second(broadcast(low), x)); }
+RIT_INLINE Doubles clamp(Doubles x, double low, double high) { return lesser_or_second(broadcast(high), greater_or_second(broadcast(low), x)); }
 
 // Halves are folded onto each other, so that the order is the same for every call.
 template <class T, class Fold> RIT_INLINE T fold_lanes(Vector<T> value, Fold fold) {

@@ -67,7 +67,7 @@ def capture(number: int, training: bool) -> Captured:
     executor = EXECUTORS["cpu"]
     assert isinstance(executor, CpuExecutor)
     with _disable_current_modes():
-        plan = executor.plan(cell, cell.input_size, tuple(cell.state_sizes), like)
+        plan = executor.plan_or_reason(cell, cell.input_size, tuple(cell.state_sizes), like)
     if not isinstance(plan, Plan):
         return Captured("", 0, False, None, (), ())
     code = plan.compiled(_wants(plan, True)).code

@@ -14,7 +14,9 @@ from ritornello.engine import door
 from ritornello.engine.op import Captured, capture, captured_values, new_seed, remember
 from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError
-from ritornello.executors import Request, Result, check_name, choose
+from ritornello.executors import EXECUTORS, Request, Result, check_name, choose
+from ritornello.executors.cpu import CpuExecutor
+from ritornello.executors.stepper import Stepper
 from ritornello.structures import Schedule, forest, from_rows, to_rows
 
 
@@ -124,6 +126,37 @@ class Unfold(nn.Module):
             fields.append(self._laid_out(field.view(layout.time, layout.batch, field.shape[-1]), layout))
         last = result.last if layout.batched else self.cell.State(*(field.squeeze(0) for field in result.last))
         return (self.cell.State(*fields) if all_states else fields[0]), last
+
+    def stepper(self, rows: int = 1) -> Stepper:
+        """A fast step for streams: one input after the other, in inference.
+
+        Args:
+            rows: how many sequences go side by side.
+
+        Returns:
+            a function of (x, state) to (output, state), for the weights and the mode (train or eval) of this moment.
+
+        Raises:
+            ArgumentError: a cell that the compiled executor cannot run, with its reason.
+
+        Example:
+            >>> import torch, ritornello as rit
+            >>> step = rit.Unfold(rit.GRU(3, 4)).stepper()
+            >>> output, state = step(torch.randn(1, 3))
+            >>> output, state = step(torch.randn(1, 3), state)
+            >>> output.shape
+            torch.Size([1, 4])
+        """
+        if not isinstance(rows, int) or rows < 1:
+            raise ArgumentError(f"rows must be a positive integer, not {rows!r}.")
+        like = next(self.cell.parameters(), torch.zeros(()))
+        blank = self._blank(like)
+        executor = EXECUTORS["cpu"]
+        assert isinstance(executor, CpuExecutor)
+        plan = executor.plan_or_reason(self.cell, self.input_size, tuple(self.cell.state_sizes), like)
+        if isinstance(plan, str):
+            raise ArgumentError(f"No stepper: {plan}.")
+        return Stepper(plan, self.cell, self.cell.State, blank, like, rows)
 
     def _captured(self, x: Tensor) -> Captured | None:
         """What a graph that is being captured holds of the cell, if the unfolding can be one node of it."""

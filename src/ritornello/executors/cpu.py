@@ -36,21 +36,25 @@ class CpuExecutor:
         self._plans: WeakKeyDictionary[nn.Module, OrderedDict[Any, Plan | str]] = WeakKeyDictionary()
 
     def supports(self, request: Request) -> str | None:
-        if _core is None:
-            return MISSING
-        x = request.x
-        if x.device.type != "cpu":
-            return f"x is on {x.device}; this executor runs on the CPU"
-        if x.dtype not in TYPES:
-            return f"x has dtype {x.dtype}; this executor knows {', '.join(TYPES.values())}"
         if any(not isinstance(level.source, int) and level.source.shape[1] != 1 for level in request.schedule.levels):
             return "rows with several predecessors are not built yet"
         if torch._C._are_functorch_transforms_active():
             return "it is under a torch.func transformation"
         if torch.is_autocast_enabled("cpu"):
             return "torch.autocast is on"
-        plan = self._plan(request)
+        sizes = tuple(field.shape[-1] for field in request.entry)
+        plan = self.plan_or_reason(request.cell, request.x.shape[-1], sizes, request.x)
         return plan if isinstance(plan, str) else None
+
+    def plan_or_reason(self, cell: Any, x_size: int, sizes: tuple[int, ...], like: Tensor) -> Plan | str:
+        """As `plan`; where dtype, device or installation stand against it, that is the reason."""
+        if _core is None:
+            return MISSING
+        if like.device.type != "cpu":
+            return f"x is on {like.device}; this executor runs on the CPU"
+        if like.dtype not in TYPES:
+            return f"x has dtype {like.dtype}; this executor knows {', '.join(TYPES.values())}"
+        return self.plan(cell, x_size, sizes, like)
 
     def run(self, request: Request) -> Result:
         plan = self._plan(request)

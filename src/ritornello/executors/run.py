@@ -23,11 +23,12 @@ except ImportError:  # installed without a compiler: the executor says so
 TYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
-def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+def addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    """Where the tensors' elements lie; 0 for none."""
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-def _strides(values: Sequence[Tensor]) -> list[int]:
+def strides(values: Sequence[Tensor]) -> list[int]:
     """From row to row and from column to column of each parameter; a vector is one row."""
     found: list[int] = []
     for value in values:
@@ -89,13 +90,13 @@ class Run:
             torch.get_num_threads(),
             self.seed,
             x.data_ptr(),
-            _addresses(entry),
-            _addresses(blank),
-            _addresses(self.out),
-            _addresses(last),
+            addresses(entry),
+            addresses(blank),
+            addresses(self.out),
+            addresses(last),
             frame,
-            _addresses(values),
-            _strides(values),
+            addresses(values),
+            strides(values),
         )
         return [*self.out[: self.rows], *last]  # type: ignore[list-item]
 
@@ -131,18 +132,18 @@ class Run:
             torch.get_num_threads(),
             self.seed,
             x.data_ptr(),
-            _addresses(entry),
-            _addresses(blank),
-            _addresses(out),
+            addresses(entry),
+            addresses(blank),
+            addresses(out),
             self.frame,
-            _addresses(values),
-            _strides(values),
-            _addresses(d_out),
-            _addresses(d_last),
+            addresses(values),
+            strides(values),
+            addresses(d_out),
+            addresses(d_last),
             0 if d_x is None else d_x.data_ptr(),
-            _addresses(d_entry),
-            _addresses(d_blank),
-            _addresses(d_values),
+            addresses(d_entry),
+            addresses(d_blank),
+            addresses(d_values),
             [n for v in values for n in (v.shape if v.dim() == 2 else (1, v.numel()))],
         )
         self.memory, self.frame = None, 0
