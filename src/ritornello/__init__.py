@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ritornello import cells, data, engine, errors, executors, models, nn, structures, tasks, training
+    from ritornello import cells, data, engine, errors, executors, models, nn, program, structures, tasks, training
     from ritornello.cells import GRU, LSTM, Cell, Elman, total
-    from ritornello.engine import Unfold
+    from ritornello.engine import Unfold, explain
     from ritornello.tasks import load
 
 _HOMES = {
@@ -22,10 +22,11 @@ _HOMES = {
     "GRU": "cells",
     "LSTM": "cells",
     "Unfold": "engine",
+    "explain": "engine",
     "load": "tasks",
     "total": "cells",
 }
-_MODULES = ("cells", "data", "engine", "errors", "executors", "models", "nn", "structures", "tasks", "training")
+_MODULES = ("cells", "data", "engine", "errors", "executors", "models", "nn", "program", "structures", "tasks", "training")
 
 __all__ = [
     "GRU",
@@ -39,9 +40,11 @@ __all__ = [
     "engine",
     "errors",
     "executors",
+    "explain",
     "load",
     "models",
     "nn",
+    "program",
     "structures",
     "tasks",
     "total",
