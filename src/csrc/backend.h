@@ -40,7 +40,7 @@ struct Call {
   const int64_t* d_shapes;           // (P, 2): rows and columns of each
 };
 
-enum Type { FLOAT32, FLOAT64, TYPES };
+enum Type { FLOAT32, FLOAT64, BFLOAT16, TYPES };  // BFLOAT16: rows are float32, products rounded to bfloat16
 
 // One step at a time of a few rows, with the weights packed once.
 struct Stepping;

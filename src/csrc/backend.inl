@@ -10,11 +10,11 @@ namespace rit::RIT_ISA {
 const Backend* backend() {
   static constexpr Backend table{RIT_STRING(RIT_ISA),
                                  RIT_VECTOR_BYTES,
-                                 {forward<float>, forward<double>},
-                                 {backward<float>, backward<double>},
-                                 {open<float>, open<double>},
-                                 {step<float>, step<double>},
-                                 {close<float>, close<double>}};
+                                 {forward<Exact<float>>, forward<Exact<double>>, forward<Rounded>},
+                                 {backward<Exact<float>>, backward<Exact<double>>, backward<Rounded>},
+                                 {open<Exact<float>>, open<Exact<double>>, open<Rounded>},
+                                 {step<Exact<float>>, step<Exact<double>>, step<Rounded>},
+                                 {close<Exact<float>>, close<Exact<double>>, close<Rounded>}};
   return &table;
 }
 

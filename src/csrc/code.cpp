@@ -98,7 +98,7 @@ Step read_step(Reader& in, Code& code, int packs) {
     step.out = place(in, code, step.size);
     step.start = place(in, code, step.size, true);
     step.pack = in.next(0, packs - 1);
-    step.left_count = in.next(1, 1 << 16);
+    step.left_count = in.next(1, most_lefts);
     step.lefts = static_cast<int>(code.lefts.size());
     for (int i = 0; i < step.left_count; ++i) code.lefts.push_back(left(in, code));
     return step;

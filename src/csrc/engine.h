@@ -24,25 +24,34 @@ template <class T> static inline int64_t padded(int64_t size) {
   return whole * static_cast<int64_t>(sizeof(T)) % 2048 == 0 && whole ? whole + line : whole;
 }
 
-// The weights of every pack that has panels, in panels; threads share each.
-template <class T> static void pack_weights(const Call& call, T* const* all_panels, int thread, int threads) {
+// The weights of every pack that has panels, in panels; threads share each. `column` is room for the deepest panel.
+template <class P> static void pack_weights(const Call& call, typename P::Unit* const* all_panels, int thread, int threads, typename P::T* column) {
+  using T = typename P::T;
   const Code& code = *call.code;
   for (size_t i = 0; i < code.packs.size(); ++i) {
     if (!all_panels[i]) continue;
     const Pack& weights = code.packs[i];
     const int panels = ceil_divide(weights.size, panel_width<T>());
     for (int panel = part_begin(panels, threads, thread); panel < part_begin(panels, threads, thread + 1); ++panel) {
-      T* out = all_panels[i] + static_cast<size_t>(panel) * panel_width<T>() * weights.depth;
+      typename P::Unit* const to = all_panels[i] + static_cast<size_t>(panel) * P::panel(weights.depth);
+      T* out = P::panel_memory(to, column);
       for (int k = 0; k < weights.part_count; ++k) {
         const PackPart& part = code.parts[weights.parts + k];
         const int64_t down = call.parameter_strides[2 * part.parameter], across = call.parameter_strides[2 * part.parameter + 1];
         const T* corner = static_cast<const T*>(call.parameters[part.parameter]) + part.row * down + part.column * across;
-        const size_t before = static_cast<size_t>(panel) * panel_width<T>() * part.depth;  // where pack() would begin this panel
-        pack(corner, part.back ? across : down, part.back ? down : across, weights.size, part.depth, out - before, panel, panel + 1);
+        const int64_t along = part.back ? across : down, deeper = part.back ? down : across;
+        pack_panel(corner + panel * panel_width<T>() * along, along, deeper, smaller(panel_width<T>(), weights.size - panel * panel_width<T>()), part.depth, out);
         out += static_cast<size_t>(part.depth) * panel_width<T>();
       }
+      P::finish_panel(column, weights.depth, to);
     }
   }
+}
+
+static inline int deepest(const Code& code) {
+  int depth = 1;
+  for (const Pack& pack : code.packs) depth = pack.depth > depth ? pack.depth : depth;
+  return depth;
 }
 
 template <class T> static void fill_constants(const Call& call, T* constant) {
@@ -59,12 +68,16 @@ template <class T> static void fill_constants(const Call& call, T* constant) {
 template <class T> struct Lane {
   int64_t begin, end;  // entries
   T *temp, *scratch, *frame;
+  void* work;          // of the products
   T* ring[2 * 16];     // by field: states of two levels, where not all are kept
   T* gathered[most_spaces];  // by space: predecessors' states, and gradients to them
   T* carry[2 * 16];    // by field: gradients that come, gradients that go
 };
 
-template <class T> class Engine {
+template <class P> class Engine {
+  using T = typename P::T;
+  using Unit = typename P::Unit;
+
  public:
   Engine(const Call& call, bool backward) : call_(call), code_(*call.code), levels_(*call.levels), backward_(backward) { prepare(); }
 
@@ -78,6 +91,7 @@ template <class T> class Engine {
   int64_t size(int field) const { return code_.sizes[field]; }
   int64_t level_rows(int64_t level) const { return level < levels_.count ? levels_.starts[level + 1] - levels_.starts[level] : 0; }
   T* take(int64_t elements) { return static_cast<T*>(space_.take(static_cast<size_t>(greater(elements, 1)) * sizeof(T))); }
+  Unit* units(size_t count) { return static_cast<Unit*>(space_.take((count + 1) * sizeof(Unit))); }
 
   // --- what is set up before the threads start
 
@@ -99,12 +113,14 @@ template <class T> class Engine {
     for (int thread = 0; thread < threads_; ++thread) {
       bulk_temp_[thread] = take(code_.temp_size);
       bulk_scratch_[thread] = take(scratch_stride_ * chunk_rows);
+      bulk_work_[thread] = units(P::multiply_workspace(chunk_rows, deepest(code_)));
     }
   }
 
   void pack_memory() {
-    panels_ = static_cast<T**>(space_.take(sizeof(T*) * greater(1, code_.packs.size())));
-    for (size_t i = 0; i < code_.packs.size(); ++i) panels_[i] = wanted(i) ? take(packed_size<T>(code_.packs[i].size, code_.packs[i].depth)) : nullptr;
+    panels_ = static_cast<Unit**>(space_.take(sizeof(Unit*) * greater(1, code_.packs.size())));
+    for (size_t i = 0; i < code_.packs.size(); ++i) panels_[i] = wanted(i) ? units(P::packed(code_.packs[i].size, code_.packs[i].depth)) : nullptr;
+    for (int thread = 0; thread < threads_; ++thread) column_[thread] = take(static_cast<int64_t>(deepest(code_)) * panel_width<T>());
   }
 
   bool wanted(size_t pack) const {
@@ -142,6 +158,7 @@ template <class T> class Engine {
     const int64_t rows = levels_.owner ? most_rows_ : lesser(most_rows_, lane.end - lane.begin);
     lane.temp = take(code_.temp_size);
     lane.scratch = take(scratch_stride_ * rows);
+    lane.work = units(P::multiply_workspace(static_cast<int>(rows), deepest(code_)));
     lane.frame = backward_ || call_.frame || in_bulk_ ? nullptr : take(frame_stride_ * rows);
     for (int field = 0; field < code_.fields; ++field) {
       for (int turn = 0; turn < 2; ++turn) {
@@ -165,7 +182,7 @@ template <class T> class Engine {
     for (const Reduction& reduction : code_.reductions)
       if (reduction.right.size > most_columns) most_columns = reduction.right.size;
     for (int thread = 0; thread < threads_; ++thread) {
-      reduction_space_[thread] = take(outer_sum_workspace<T>(most_columns));
+      reduction_space_[thread] = units(P::outer_workspace(most_columns));
       row_pointers_[thread] = static_cast<const T**>(space_.take(sizeof(T*) * 2 * outer_chunk));
     }
   }
@@ -194,11 +211,12 @@ template <class T> class Engine {
 
   bool after_in_bulk() const { return call_.d_x && in_bulk_ && !code_.after_reads_states; }
 
-  void pack_weights(int thread, int threads) { rit::RIT_ISA::pack_weights(call_, panels_, thread, threads); }
+  void pack_weights(int thread, int threads) { rit::RIT_ISA::pack_weights<P>(call_, panels_, thread, threads, column_[thread]); }
   void constants() { fill_constants(call_, constant_); }
 
-  Block<T> block(T* temp, T* scratch) const {
+  Block<T> block(T* temp, T* scratch, void* work) const {
     Block<T> b{};
+    b.workspace = work;
     b.seed = call_.seed;
     b.base[CONST] = constant_;
     b.base[TEMP] = temp;
@@ -223,12 +241,12 @@ template <class T> class Engine {
   }
 
   void bulk(Routine routine, int thread, int threads) {
-    Block<T> b = block(bulk_temp_[thread], bulk_scratch_[thread]);
+    Block<T> b = block(bulk_temp_[thread], bulk_scratch_[thread], bulk_work_[thread]);
     const int64_t chunks = (levels_.rows + chunk_rows - 1) / chunk_rows;
     for (int64_t chunk = chunks * thread / threads; chunk < chunks * (thread + 1) / threads; ++chunk) {
       const int64_t row = chunk * chunk_rows;
       bind_rows(b, row, lesser(chunk_rows, levels_.rows - row), nullptr);
-      rit::RIT_ISA::run(code_, routine, b, panels_);
+      rit::RIT_ISA::run<P>(code_, routine, b, panels_);
     }
   }
 
@@ -281,15 +299,15 @@ template <class T> class Engine {
   }
 
   void forward(Lane<T>& lane) {
-    Block<T> b = block(lane.temp, lane.scratch);
+    Block<T> b = block(lane.temp, lane.scratch, lane.work);
     for (int64_t level = 0; level < levels_.count; ++level) {
       int64_t first, end;
       rows_of_lane(lane, level, first, end);
       if (first == end) continue;
       bind_rows(b, levels_.starts[level] + first, end - first, lane.frame);
       bind_states(b, lane, level, first);
-      if (!in_bulk_) rit::RIT_ISA::run(code_, BEFORE, b, panels_);
-      rit::RIT_ISA::run(code_, LOOP, b, panels_);
+      if (!in_bulk_) rit::RIT_ISA::run<P>(code_, BEFORE, b, panels_);
+      rit::RIT_ISA::run<P>(code_, LOOP, b, panels_);
       if (chain()) finish(b, first, greater(first, lesser(end, level_rows(level + 1))), end);
     }
     const int64_t started = level_rows(0);
@@ -314,8 +332,8 @@ template <class T> class Engine {
   }
 
   void run_back(Block<T>& b) {
-    rit::RIT_ISA::run(code_, BACK, b, panels_);
-    if (call_.d_x && !after_in_bulk()) rit::RIT_ISA::run(code_, AFTER, b, panels_);
+    rit::RIT_ISA::run<P>(code_, BACK, b, panels_);
+    if (call_.d_x && !after_in_bulk()) rit::RIT_ISA::run<P>(code_, AFTER, b, panels_);
   }
 
   void bind_gradients(Block<T>& b) const {
@@ -324,7 +342,7 @@ template <class T> class Engine {
   }
 
   void backward_chain(Lane<T>& lane) {
-    Block<T> b = block(lane.temp, lane.scratch);
+    Block<T> b = block(lane.temp, lane.scratch, lane.work);
     int64_t flowing = 0;  // rows of the lane with a later level behind them
     int turn = 0;
     for (int64_t level = levels_.count - 1; level >= 0; --level) {
@@ -365,7 +383,7 @@ template <class T> class Engine {
   int64_t owner_of(int64_t level, int64_t row) const { return levels_.owner ? levels_.owner[row] : row - levels_.starts[level]; }
 
   void backward_table(Lane<T>& lane) {
-    Block<T> b = block(lane.temp, lane.scratch);
+    Block<T> b = block(lane.temp, lane.scratch, lane.work);
     for (int field = 0; field < code_.fields; ++field)
       for (int64_t entry = lane.begin; entry < lane.end && call_.d_last[field]; ++entry)
         add_to(field, gradient_row(levels_.last[entry], entry), static_cast<const T*>(call_.d_last[field]) + entry * size(field));
@@ -449,7 +467,7 @@ template <class T> class Engine {
         if (reduction.right.space >= 0) right[i] = row_of(reduction.right, level, row + i);
       }
       if (reduction.matrix)
-        outer_sum(left, right, rows, begin, end, reduction.right.size, to + static_cast<int64_t>(reduction.row) * columns + reduction.column, columns, true,
+        P::outer(left, right, rows, begin, end, reduction.right.size, to + static_cast<int64_t>(reduction.row) * columns + reduction.column, columns,
                   reduction_space_[thread]);
       else column_sum(left, rows, begin, end, to + reduction.row);
     }
@@ -481,28 +499,33 @@ template <class T> class Engine {
   bool in_bulk_ = false;
   int64_t most_rows_ = 0, scratch_stride_ = 0, frame_stride_ = 0;
   T* constant_ = nullptr;
-  T** panels_ = nullptr;
+  Unit** panels_ = nullptr;
   T* all_frames_ = nullptr;
   T* table_gradient_[16] = {};
   Lane<T>* lane_ = nullptr;
-  T *bulk_temp_[most_threads], *bulk_scratch_[most_threads], *reduction_space_[most_threads];
+  T *bulk_temp_[most_threads], *bulk_scratch_[most_threads], *column_[most_threads];
+  Unit *bulk_work_[most_threads], *reduction_space_[most_threads];
   const T** row_pointers_[most_threads];
 };
 
-template <class T> static void forward(const Call& call) {
-  Engine<T>(call, false).run();
+template <class P> static void forward(const Call& call) {
+  Engine<P>(call, false).run();
 }
 
-template <class T> static void backward(const Call& call) {
-  Engine<T>(call, true).run();
+template <class P> static void backward(const Call& call) {
+  Engine<P>(call, true).run();
 }
 
 // What a stepper keeps: everything but x and the states is bound once.
-template <class T> struct Steps {
+template <class P> struct Steps {
+  using T = typename P::T;
+  using Unit = typename P::Unit;
+
   Steps(const Call& call, int rows) : code(*call.code) {
-    panels = static_cast<T**>(space.take(sizeof(T*) * greater(1, code.packs.size())));
-    for (size_t i = 0; i < code.packs.size(); ++i) panels[i] = take(packed_size<T>(code.packs[i].size, code.packs[i].depth));
-    pack_weights(call, panels, 0, 1);
+    panels = static_cast<Unit**>(space.take(sizeof(Unit*) * greater(1, code.packs.size())));
+    for (size_t i = 0; i < code.packs.size(); ++i) panels[i] = units(P::packed(code.packs[i].size, code.packs[i].depth));
+    pack_weights<P>(call, panels, 0, 1, take(static_cast<int64_t>(deepest(code)) * panel_width<T>()));
+    block.workspace = units(P::multiply_workspace(rows, deepest(code)));
     block.rows = rows;
     block.seed = call.seed;
     bind(CONST, take(code.const_size), 0);
@@ -516,6 +539,8 @@ template <class T> struct Steps {
 
   T* take(int64_t elements) { return static_cast<T*>(space.take(static_cast<size_t>(greater(elements, 1)) * sizeof(T))); }
 
+  Unit* units(size_t count) { return static_cast<Unit*>(space.take((count + 1) * sizeof(Unit))); }
+
   void bind(int which, T* base, int64_t stride) {
     block.base[which] = base;
     block.stride[which] = stride;
@@ -527,24 +552,24 @@ template <class T> struct Steps {
       block.base[code.prev(field, 0)] = static_cast<T*>(const_cast<void*>(previous[field]));
       block.base[code.out(field)] = static_cast<T*>(out[field]);
     }
-    rit::RIT_ISA::run(code, BEFORE, block, panels);
-    rit::RIT_ISA::run(code, LOOP, block, panels);
+    rit::RIT_ISA::run<P>(code, BEFORE, block, panels);
+    rit::RIT_ISA::run<P>(code, LOOP, block, panels);
     block.first_row += block.rows;
   }
 
   const Code& code;
   Workspace space;
-  T** panels = nullptr;
+  Unit** panels = nullptr;
   Block<T> block{};
 };
 
-template <class T> static Stepping* open(const Call& call, int rows) { return reinterpret_cast<Stepping*>(new Steps<T>(call, rows)); }
+template <class P> static Stepping* open(const Call& call, int rows) { return reinterpret_cast<Stepping*>(new Steps<P>(call, rows)); }
 
-template <class T> static void step(Stepping* steps, const void* x, const void* const* previous, void* const* out) {
-  reinterpret_cast<Steps<T>*>(steps)->run(x, previous, out);
+template <class P> static void step(Stepping* steps, const void* x, const void* const* previous, void* const* out) {
+  reinterpret_cast<Steps<P>*>(steps)->run(x, previous, out);
 }
 
-template <class T> static void close(Stepping* steps) { delete reinterpret_cast<Steps<T>*>(steps); }
+template <class P> static void close(Stepping* steps) { delete reinterpret_cast<Steps<P>*>(steps); }
 
 }  // namespace RIT_ISA
 }  // namespace rit

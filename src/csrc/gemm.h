@@ -23,6 +23,19 @@ constexpr int registers = 16, most_rows = 6, outer_rows = 6;
 #define RIT_KEEP_IN_REGISTER(vector)
 #endif
 
+// What panels are made of: a number, or several of them, of successive depths (bfloat.h).
+template <class T> struct Unit {
+    using Number = T;
+    static constexpr int numbers = 1;
+    RIT_INLINE Vector<T> multiply_add(Vector<T> sum, Vector<T> a, Vector<T> b) { return sum + a * b; }
+    // `columns` units from the first of row_count rows, for which scratch(columns) units are at hand.
+    RIT_INLINE const T* row(const T* const* rows, int /* row_count */, int first, int /* columns */, T* /* scratch */) { return rows[0] + first; }
+    static constexpr size_t scratch(int /* columns */) { return 0; }
+};
+
+template <class T> using Number = typename Unit<T>::Number;
+template <class T> using Sum = Vector<Number<T>>;
+
 template <class T> constexpr int panel_width() { return vectors_per_panel * Simd<T>::lanes; }
 
 RIT_INLINE int ceil_divide(int a, int b) { return (a + b - 1) / b; }
@@ -118,15 +131,15 @@ template <class T> struct Product {
     const T* panels;
     size_t panel_step;
     int n;
-    const T* start;
+    const Number<T>* start;
     ptrdiff_t start_stride;
-    T* c;
+    Number<T>* c;
     ptrdiff_t c_stride;
 };
 
 // sum[i][.] += left[i * row_step + k * depth_step] * panel[k][.] for k in [0, depth): one fused multiply-add each, in order.
 template <class T, int ROWS, int VECTORS>
-RIT_INLINE void add_products(Vector<T> (&sum)[ROWS][VECTORS], const T* left, ptrdiff_t row_step, ptrdiff_t depth_step, const T* panel, size_t panel_step,
+RIT_INLINE void add_products(Sum<T> (&sum)[ROWS][VECTORS], const T* left, ptrdiff_t row_step, ptrdiff_t depth_step, const T* panel, size_t panel_step,
                              int depth) {
     constexpr int L = Simd<T>::lanes;
     constexpr bool keep = (ROWS == 2 || ROWS == 3) && VECTORS * (ROWS + 1) < registers;
@@ -144,7 +157,7 @@ RIT_INLINE void add_products(Vector<T> (&sum)[ROWS][VECTORS], const T* left, ptr
         for (int i = 0; i < ROWS; ++i) {
             const Vector<T> value = broadcast(base[i / 3][i % 3 * row_step]);
             RIT_UNROLL
-            for (int v = 0; v < VECTORS; ++v) sum[i][v] += value * right[v];
+            for (int v = 0; v < VECTORS; ++v) sum[i][v] = Unit<T>::multiply_add(sum[i][v], value, right[v]);
         }
         RIT_UNROLL
         for (int i = 0; i < ROWS; i += 3) base[i / 3] += depth_step;
@@ -154,19 +167,19 @@ RIT_INLINE void add_products(Vector<T> (&sum)[ROWS][VECTORS], const T* left, ptr
 template <class T, int ROWS, int PANELS> __attribute__((noinline)) static void multiply_tile(const Product<T>& p, int row, int panel) {
     constexpr int L = Simd<T>::lanes, W = panel_width<T>(), VECTORS = PANELS * vectors_per_panel;
     const int columns = p.n - panel * W;
-    Vector<T> sum[ROWS][VECTORS];
-    const T* start = p.start ? p.start + row * p.start_stride + panel * W : nullptr;
+    Sum<T> sum[ROWS][VECTORS];
+    const Number<T>* start = p.start ? p.start + row * p.start_stride + panel * W : nullptr;
     RIT_UNROLL
     for (int i = 0; i < ROWS; ++i)
         RIT_UNROLL
-        for (int v = 0; v < VECTORS; ++v) sum[i][v] = start ? load_columns(start + i * p.start_stride + v * L, columns - v * L) : Vector<T>{};
+        for (int v = 0; v < VECTORS; ++v) sum[i][v] = start ? load_columns(start + i * p.start_stride + v * L, columns - v * L) : Sum<T>{};
     const T* right = p.panels + panel * p.panel_step;
     for (int s = 0; s < p.count; ++s) {
         const Segment<T>& segment = p.segments[s];
         add_products<T>(sum, segment.data + row * segment.stride, segment.stride, 1, right, p.panel_step, segment.length);
         right += static_cast<size_t>(segment.length) * W;
     }
-    T* c = p.c + row * p.c_stride + panel * W;
+    Number<T>* c = p.c + row * p.c_stride + panel * W;
     RIT_UNROLL
     for (int i = 0; i < ROWS; ++i)
         RIT_UNROLL
@@ -190,7 +203,8 @@ template <class T, int ROWS> static void multiply_rows(const Product<T>& p, int 
 // c[r][j] = start[r][j] + sum over k of left[r][k] * packed(k, j): each element one chain of fused multiply-adds in the order of k.
 // start == nullptr: zero; start_stride == 0: one row for all (a bias); start may be c.
 template <class T>
-static void multiply(const Segment<T>* segments, int count, int rows, const T* panels, int n, const T* start, ptrdiff_t start_stride, T* c, ptrdiff_t c_stride) {
+static void multiply(const Segment<T>* segments, int count, int rows, const T* panels, int n, const Number<T>* start, ptrdiff_t start_stride, Number<T>* c,
+                     ptrdiff_t c_stride) {
     constexpr int W = panel_width<T>();
     size_t depth = 0;
     for (int s = 0; s < count; ++s) depth += segments[s].length;
@@ -204,23 +218,24 @@ static void multiply(const Segment<T>* segments, int count, int rows, const T* p
         }
 }
 
-constexpr int outer_chunk = 512;              // rows of one register sum: it alone decides the bits of outer_sum
+constexpr int outer_chunk = 512;              // rows of units in one register sum: it alone decides the bits of outer_sum
 constexpr int outer_block = 16 * outer_rows;  // columns of the left side packed at once
 constexpr int outer_pad = 80;                 // keeps the packed groups off one another's cache sets
 
 template <class T, int WIDTH> constexpr size_t group_step() { return static_cast<size_t>(outer_chunk) * WIDTH + outer_pad; }
 
-// Elements; however large the left side is.
+// Units; however large the left side is.
 template <class T> static inline size_t outer_sum_workspace(int n) {
     constexpr int W = panel_width<T>();
-    return outer_block / outer_rows * group_step<T, outer_rows>() + ceil_divide(n, W) * group_step<T, W>();
+    return outer_block / outer_rows * group_step<T, outer_rows>() + ceil_divide(n, W) * group_step<T, W>() + Unit<T>::scratch(n > outer_block ? n : outer_block);
 }
 
-// out[group][row][WIDTH]: `count` columns from `first` of each row, in groups of WIDTH, zero padded.
-template <class T, int WIDTH> static void pack_rows(const T* const* rows, int row_count, int first, int count, T* out) {
+// out[group][row of units][WIDTH]: `count` columns from `first` of each row, in groups of WIDTH, zero padded.
+template <class T, int WIDTH> static void pack_rows(const Number<T>* const* rows, int row_count, int first, int count, T* out, T* scratch) {
+    constexpr int numbers = Unit<T>::numbers;
     const int whole = count / WIDTH, rest = count % WIDTH;
-    for (int r = 0; r < row_count; ++r) {
-        const T* from = rows[r] + first;
+    for (int r = 0; r < ceil_divide(row_count, numbers); ++r) {
+        const T* from = Unit<T>::row(rows + r * numbers, row_count - r * numbers, first, count, scratch);
         T* to = out + static_cast<size_t>(r) * WIDTH;
         for (int group = 0; group < whole; ++group, from += WIDTH, to += group_step<T, WIDTH>()) __builtin_memcpy(to, from, WIDTH * sizeof(T));
         if (rest)
@@ -229,37 +244,38 @@ template <class T, int WIDTH> static void pack_rows(const T* const* rows, int ro
 }
 
 // The first m by n elements of c, of a tile of outer_rows by W.
-template <class T> static void outer_tile(const T* left, const T* right, int depth, int m, int n, T* c, ptrdiff_t c_stride, bool accumulate) {
+template <class T> static void outer_tile(const T* left, const T* right, int depth, int m, int n, Number<T>* c, ptrdiff_t c_stride, bool accumulate) {
     constexpr int L = Simd<T>::lanes;
     m = smaller(m, outer_rows);
     for (int i = 0; i < m; ++i)
         for (int v = 0; v < smaller(vectors_per_panel, ceil_divide(n, L)); ++v) __builtin_prefetch(c + i * c_stride + v * L, 1);
-    Vector<T> sum[outer_rows][vectors_per_panel]{};
+    Sum<T> sum[outer_rows][vectors_per_panel]{};
     add_products<T>(sum, left, 1, outer_rows, right, 0, depth);
     RIT_UNROLL
     for (int i = 0; i < outer_rows; ++i)
         RIT_UNROLL
         for (int v = 0; v < vectors_per_panel; ++v) {
             const int columns = i < m ? n - v * L : 0;
-            T* to = c + i * c_stride + v * L;
-            store_columns(to, accumulate ? load_columns<T>(to, columns) + sum[i][v] : sum[i][v], columns);
+            Number<T>* to = c + i * c_stride + v * L;
+            store_columns(to, accumulate ? load_columns<Number<T>>(to, columns) + sum[i][v] : sum[i][v], columns);
         }
 }
 
 // c[m][j] = (accumulate ? c[m][j] : 0) + sum over r of left_rows[r][m] * right_rows[r][j], m in [m_begin, m_end), j in [0, n).
 // Threads share the work by ranges of m, each with a workspace of its own.
 template <class T>
-static void outer_sum(const T* const* left_rows, const T* const* right_rows, int rows, int m_begin, int m_end, int n, T* c, ptrdiff_t c_stride, bool accumulate,
-                      T* workspace) {
-    constexpr int W = panel_width<T>();
+static void outer_sum(const Number<T>* const* left_rows, const Number<T>* const* right_rows, int rows, int m_begin, int m_end, int n, Number<T>* c,
+                      ptrdiff_t c_stride, bool accumulate, T* workspace) {
+    constexpr int W = panel_width<T>(), chunk = outer_chunk * Unit<T>::numbers;
     T* const left = workspace;
     T* const right = workspace + outer_block / outer_rows * group_step<T, outer_rows>();
-    for (int row = 0; row == 0 || row < rows; row += outer_chunk) {
-        const int depth = smaller(outer_chunk, rows - row);
-        pack_rows<T, W>(right_rows + row, depth, 0, n, right);
+    T* const scratch = right + ceil_divide(n, W) * group_step<T, W>();
+    for (int row = 0; row == 0 || row < rows; row += chunk) {
+        const int count = smaller(chunk, rows - row), depth = ceil_divide(count, Unit<T>::numbers);
+        pack_rows<T, W>(right_rows + row, count, 0, n, right, scratch);
         for (int block = m_begin; block < m_end; block += outer_block) {
             const int columns = smaller(outer_block, m_end - block);
-            pack_rows<T, outer_rows>(left_rows + row, depth, block, columns, left);
+            pack_rows<T, outer_rows>(left_rows + row, count, block, columns, left, scratch);
             for (int j = 0; j < n; j += W)
                 for (int i = 0; i < columns; i += outer_rows)
                     outer_tile(left + i / outer_rows * group_step<T, outer_rows>(), right + j / W * group_step<T, W>(), depth, columns - i, n - j,

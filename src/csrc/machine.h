@@ -2,8 +2,8 @@
 // R rows of a block, n elements of a row, L lanes of a vector.
 #pragma once
 #include "code.h"
-#include "gemm.h"
 #include "math.h"
+#include "products.h"
 #include "random.h"
 
 namespace rit {
@@ -154,6 +154,7 @@ template <class T> struct Block {
   int rows;
   int64_t first_row;
   uint64_t seed;
+  void* workspace;  // of the products
 };
 
 template <class T> static void run_instructions(const Code& code, const Step& step, const Block<T>& block) {
@@ -170,9 +171,9 @@ template <class T> static void run_instructions(const Code& code, const Step& st
   }
 }
 
-template <class T> static void run_product(const Code& code, const Step& step, const Block<T>& block, const T* panels) {
-  constexpr int most = 32;
-  Segment<T> segments[most];
+template <class P> static void run_product(const Code& code, const Step& step, const Block<typename P::T>& block, const typename P::Unit* panels) {
+  using T = typename P::T;
+  Segment<T> segments[most_lefts];
   const T* start = step.start.space < 0 ? nullptr : block.base[step.start.space] + step.start.offset;
   ptrdiff_t start_stride = step.start.space < 0 ? 0 : block.stride[step.start.space];
   T* const out = block.base[step.out.space] + step.out.offset;
@@ -180,14 +181,14 @@ template <class T> static void run_product(const Code& code, const Step& step, c
   const Left* const lefts = code.lefts.data() + step.lefts;
   for (int i = 0; i < step.left_count; ++i)
     segments[i] = {block.base[lefts[i].space] + lefts[i].offset, block.stride[lefts[i].space], lefts[i].size};
-  multiply(segments, step.left_count, block.rows, panels, step.size, start, start_stride, out, out_stride);
+  P::multiply(segments, step.left_count, block.rows, panels, step.size, start, start_stride, out, out_stride, static_cast<typename P::Unit*>(block.workspace));
 }
 
 // panels: where each pack's weights lie.
-template <class T> static void run(const Code& code, Routine routine, const Block<T>& block, T* const* panels) {
+template <class P> static void run(const Code& code, Routine routine, const Block<typename P::T>& block, typename P::Unit* const* panels) {
   if (block.rows == 0) return;
   for (const Step& step : code.routines[routine]) {
-    if (step.product) run_product(code, step, block, panels[step.pack]);
+    if (step.product) run_product<P>(code, step, block, panels[step.pack]);
     else run_instructions(code, step, block);
   }
 }

@@ -30,7 +30,8 @@ void* const* outputs(const Addresses& addresses) { return reinterpret_cast<void*
 rit::Type type_of(const std::string& name) {
   if (name == "float32") return rit::FLOAT32;
   if (name == "float64") return rit::FLOAT64;
-  throw std::invalid_argument("type must be float32 or float64, not " + name);
+  if (name == "bfloat16") return rit::BFLOAT16;
+  throw std::invalid_argument("type must be float32, float64 or bfloat16, not " + name);
 }
 
 void forward(const rit::Code& code, const rit::LevelStore& levels, const std::string& type, int threads, uint64_t seed, uintptr_t x, const Addresses& entry,

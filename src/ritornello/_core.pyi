@@ -77,3 +77,19 @@ class Code:
         arg17: Sequence[int],
         /,
     ) -> None: ...
+
+class Stepper:
+    """One step after the other, with the weights packed once."""
+
+    def __init__(
+        self,
+        code: Code,
+        type: str,
+        rows: int,
+        seed: int,
+        parameters: Sequence[int],
+        strides: Sequence[int],
+        first: Sequence[int],
+        second: Sequence[int],
+    ) -> None: ...
+    def step(self, arg0: int, arg1: int, /) -> None: ...

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ritornello import __version__
-from ritornello.cli import evaluate, info, sample, train
+from ritornello.cli import bench, evaluate, info, sample, train
 
 app = typer.Typer(
     name="rit",
@@ -21,6 +21,7 @@ app.add_typer(train.app, name="train")
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("info")(info.info)
+app.command("bench")(bench.bench)
 
 
 def _version(wanted: bool) -> None:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ritornello.executors import EXECUTORS
 from ritornello.executors.cpu import CpuExecutor
 from ritornello.executors.plan import Plan, evaluate
-from ritornello.executors.run import Run
+from ritornello.executors.run import TYPES, Run, inside
 from ritornello.program import Node, Program, Value, Wants, lookup
 from ritornello.structures import Schedule, chain, from_rows, to_rows
 
@@ -119,7 +119,7 @@ class _Call:
         self.time, self.batch = x.shape[:2]
         self.schedule = _schedule(x, lengths, resets, reverse)
         compiled = self.plan.compiled(_wants(self.plan, gradients))
-        self.run = Run(compiled, self.schedule, int(seed), tuple, len(self.plan.sizes))
+        self.run = Run(compiled, self.schedule, TYPES[x.dtype], int(seed), tuple, len(self.plan.sizes))
 
     def rows(self, value: Tensor) -> Tensor:
         return to_rows(value.reshape(self.time * self.batch, value.shape[-1]), self.schedule)
@@ -141,6 +141,13 @@ class _Call:
         order = self.run.compiled.code.parameters
         known = dict(zip(self.plan.compiled(_wants(self.plan, True)).code.parameters, values, strict=True))
         return [self.rows(x), *self.entries(entry), *blank, *(known[value] for value in order)]
+
+
+def _memory(plan: Plan, x: Tensor, gradients: bool) -> tuple[list[Tensor], Tensor]:
+    """All rows' states, and the frames for a backward pass; enough for sequences of full length."""
+    rows, dtype = x.shape[0] * x.shape[1], inside(TYPES[x.dtype])
+    stride = plan.compiled(_wants(plan, True)).core.frame_stride if gradients else 0
+    return [x.new_empty(rows, size, dtype=dtype) for size in plan.sizes], x.new_empty(rows * stride, dtype=dtype)
 
 
 @torch.library.custom_op("ritornello::unfold", mutates_args=())
@@ -173,8 +180,7 @@ def unfold(
     """
     call = _Call(program, x, lengths, resets, reverse, seed, gradients)
     fields, rows = len(entry), call.schedule.rows
-    kept = [x.new_empty(call.time * call.batch, size) for size in call.plan.sizes]
-    frame = x.new_empty(call.time * call.batch * call.run.compiled.core.frame_stride if gradients else 0)
+    kept, frame = _memory(call.plan, x, gradients)
     found = call.run.forward(call.inputs(x, entry, blank, values), [field[:rows] for field in kept], frame.data_ptr())
     outputs = [call.steps(field).clone() for field in found[:fields]]
     return [*outputs, *call.sequences(found[fields:]), *((*kept, frame) if gradients else ())]
@@ -199,9 +205,8 @@ def _(
     last = [x.new_empty(batch, size) for size in plan.sizes]
     if not gradients:
         return [*steps, *last]
-    stride = plan.compiled(_wants(plan, True)).core.frame_stride
-    kept = [x.new_empty(time * batch, size) for size in plan.sizes]
-    return [*steps, *last, *kept, x.new_empty(time * batch * stride)]
+    kept, frame = _memory(plan, x, True)
+    return [*steps, *last, *kept, frame]
 
 
 @torch.library.custom_op("ritornello::unfold_backward", mutates_args=())

@@ -156,6 +156,8 @@ class Unfold(nn.Module):
         plan = executor.plan_or_reason(self.cell, self.input_size, tuple(self.cell.state_sizes), like)
         if isinstance(plan, str):
             raise ArgumentError(f"No stepper: {plan}.")
+        if like.dtype == torch.bfloat16:
+            raise ArgumentError("No stepper in bfloat16: its states are kept in float32; convert the model first.")
         return Stepper(plan, self.cell, self.cell.State, blank, like, rows)
 
     def _captured(self, x: Tensor) -> Captured | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ritornello.executors.plan import Plan, make_plan
 from ritornello.executors.request import Request, Result
-from ritornello.executors.run import TYPES, Run, Unfolding
+from ritornello.executors.run import TYPES, Run, Unfolding, machine_type
 from ritornello.program import Untraceable, Wants
 
 try:
@@ -40,8 +40,8 @@ class CpuExecutor:
             return "rows with several predecessors are not built yet"
         if torch._C._are_functorch_transforms_active():
             return "it is under a torch.func transformation"
-        if torch.is_autocast_enabled("cpu"):
-            return "torch.autocast is on"
+        if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
+            return f"torch.autocast asks for {torch.get_autocast_dtype('cpu')}"
         sizes = tuple(field.shape[-1] for field in request.entry)
         plan = self.plan_or_reason(request.cell, request.x.shape[-1], sizes, request.x)
         return plan if isinstance(plan, str) else None
@@ -71,7 +71,7 @@ class CpuExecutor:
                 douts = tuple(field < rows for field in range(fields))
                 compiled = plan.compiled(Wants(True, request.x.requires_grad, douts))
         values = compiled.parameter_values(request.cell, request.x.dtype)
-        run = Run(compiled, schedule, plan.seed(), type(request.entry), rows)
+        run = Run(compiled, schedule, machine_type(request.x), plan.seed(), type(request.entry), rows)
         if compiled.wants.gradients:
             found = Unfolding.apply(run, *states, *values)
         else:

@@ -20,7 +20,7 @@ try:
 except ImportError:  # installed without a compiler: the executor says so
     _core = None  # type: ignore[assignment]
 
-TYPES = {torch.float32: "float32", torch.float64: "float64"}
+TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 
 def addresses(tensors: Sequence[Tensor | None]) -> list[int]:
@@ -36,19 +36,37 @@ def strides(values: Sequence[Tensor]) -> list[int]:
     return found
 
 
+def machine_type(x: Tensor) -> str:
+    """The type to run in: x's; under torch.autocast float32 with products in bfloat16."""
+    if x.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
+        return "bfloat16"
+    return TYPES[x.dtype]
+
+
+def inside(type: str) -> torch.dtype:
+    """The dtype of rows and states within the machine."""
+    return torch.float64 if type == "float64" else torch.float32
+
+
 class Run:
     """One unfolding, forward and perhaps backward.
 
     Tensors go in one list: x, the entry states, the blank states, the parameter values of the code.
 
+    With products in bfloat16, whether the tensors are or torch.autocast is on, rows and states are float32 inside.
+
     Attributes:
         compiled: the code.
+        type: of the machine: "float32", "float64", or "bfloat16" for products.
         rows: how many fields of the state are asked for, of all rows.
         out: all rows' states, field by field, where they are kept.
     """
 
-    def __init__(self, compiled: Compiled, schedule: Schedule, seed: int, kind: Any, rows: int) -> None:
+    def __init__(
+        self, compiled: Compiled, schedule: Schedule, type: str, seed: int = 0, kind: Any = tuple, rows: int = 1
+    ) -> None:
         self.compiled, self.schedule, self.seed, self.kind, self.rows = compiled, schedule, seed, kind, rows
+        self.type, self._inside = type, inside(type)
         self.sizes = compiled.code.state_sizes
         self.levels = core_levels(schedule)
         self._on_chains = all(isinstance(level.source, int) for level in schedule.levels[:1])
@@ -59,9 +77,12 @@ class Run:
     def split(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """x, entry, blank, parameter values: laid out for the machine."""
         fields = len(self.sizes)
-        states = [tensor.detach().contiguous() for tensor in tensors[: 1 + 2 * fields]]
-        values = [tensor.detach() for tensor in tensors[1 + 2 * fields :]]
+        states = [self._within(tensor) for tensor in tensors[: 1 + 2 * fields]]
+        values = [tensor.detach().to(self._inside) for tensor in tensors[1 + 2 * fields :]]
         return states[0], states[1 : 1 + fields], states[1 + fields :], values
+
+    def _within(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(self._inside).contiguous()
 
     def forward(self, tensors: Sequence[Tensor], out: Sequence[Tensor] = (), frame: int = 0) -> list[Tensor]:
         """The asked-for fields of all rows, then the final states, in the order of entries.
@@ -86,7 +107,7 @@ class Run:
         self.frame = frame
         core.forward(
             self.levels,
-            TYPES[x.dtype],
+            self.type,
             torch.get_num_threads(),
             self.seed,
             x.data_ptr(),
@@ -98,7 +119,7 @@ class Run:
             addresses(values),
             strides(values),
         )
-        return [*self.out[: self.rows], *last]  # type: ignore[list-item]
+        return [field.to(tensors[0].dtype) for field in (*self.out[: self.rows], *last)]  # type: ignore[union-attr]
 
     def backward(
         self,
@@ -112,12 +133,12 @@ class Run:
             self.forward(tensors)
         x, entry, blank, values = self.split(tensors)
         d_out = [
-            None if not asked else (torch.zeros_like(rows) if g is None else g.contiguous())
+            None if not asked else (torch.zeros_like(rows) if g is None else self._within(g))
             for asked, g, rows in zip(
                 self.compiled.wants.douts, _padded(gradients[: self.rows], len(out)), out, strict=True
             )
         ]
-        d_last = [None if g is None else g.contiguous() for g in gradients[self.rows :]]
+        d_last = [None if g is None else self._within(g) for g in gradients[self.rows :]]
         d_x = torch.empty_like(x) if self.compiled.wants.x else None
         d_entry = [x.new_empty(self.schedule.entries, size) for size in self.sizes]
         d_blank = [x.new_zeros(1, size) for size in self.sizes]
@@ -128,7 +149,7 @@ class Run:
         ]
         self.compiled.core.backward(
             self.levels,
-            TYPES[x.dtype],
+            self.type,
             torch.get_num_threads(),
             self.seed,
             x.data_ptr(),
@@ -147,7 +168,8 @@ class Run:
             [n for v in values for n in (v.shape if v.dim() == 2 else (1, v.numel()))],
         )
         self.memory, self.frame = None, 0
-        return [d_x, *d_entry, *d_blank, *d_values]
+        found = (d_x, *d_entry, *d_blank, *d_values)
+        return [None if d is None else d.to(tensor.dtype) for d, tensor in zip(found, tensors, strict=True)]
 
     def again(
         self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], needs: Sequence[bool]

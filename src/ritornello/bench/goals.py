@@ -1,0 +1,159 @@
+"""What was promised, and whether it holds: a goal a function, each says "not measured" where its rows are missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from ritornello.bench.sections import BOTH, LOOP, NN, OURS, SCAN, Row
+
+
+class Goal(NamedTuple):
+    """A goal.
+
+    Attributes:
+        name: what is promised.
+        holds: None where it was not measured.
+        found: what was measured, the worst first.
+    """
+
+    name: str
+    holds: bool | None
+    found: str
+
+
+class Measured(NamedTuple):
+    """All there is to judge by.
+
+    Attributes:
+        rows: of forward + backward.
+        first: of the first calls.
+        best: the best rate of a product in the whole run, GFLOP/s.
+    """
+
+    rows: list[Row]
+    first: list[dict[str, Any]]
+    best: float
+
+    def dense(self) -> list[Row]:
+        return [row for row in self.rows if row.section == "dense"]
+
+
+def judge(rows: Iterable[Row], first: Iterable[dict[str, Any]], best: float) -> list[Goal]:
+    """All goals."""
+    measured = Measured([row for row in rows if row.what == BOTH], list(first), best)
+    return [goal for each in GOALS for goal in each(measured)]
+
+
+def large(m: Measured) -> list[Goal]:
+    """Shares of the ceiling where there is work for it."""
+    rows = [row for row in m.dense() if row.shape[2] >= 128 and row.shape[1] >= 32]
+    easy = [row for row in rows if row.cell not in HARD]
+    hard = [row for row in rows if row.cell in HARD]
+    return [
+        _least("gated cells, H ≥ 128, B ≥ 32: at least 0.90 of the ceiling", easy, 0.90, m.best),
+        _least("Elman and layer norm there: at least 0.85", hard, 0.85, m.best),
+    ]
+
+
+def small(m: Measured) -> list[Goal]:
+    """Shares of the ceiling where there is little work for it."""
+    return [
+        _least(
+            f"gated cells at {','.join(map(str, shape))}: at least {bound}",
+            [row for row in m.dense() if row.shape == shape and row.cell != "elman"],
+            bound,
+            m.best,
+        )
+        for shape, bound in (((100, 128, 64), 0.75), ((256, 1, 128), 0.5))
+    ]
+
+
+def against_torch(m: Measured) -> list[Goal]:
+    """torch.nn's own cells."""
+    found = []
+    for cell, module, mean, least in (("lstm", "LSTM", 1.4, 1.0), ("gru", "GRU", 4.0, 0.0), ("elman", "RNN", 4.0, 0.0)):
+        rows = [(row, ratio) for row, ratio in _ratios(m.dense(), NN) if row.cell == cell]
+        if least:
+            found.append(_ratio(f"{cell} against nn.{module}: not slower at any shape", rows, least))
+        name = f"{cell} against nn.{module}: {mean:g} times in the geometric mean"
+        if not rows:
+            found.append(Goal(name, None, "not measured"))
+            continue
+        reached = math.exp(sum(math.log(ratio) for _, ratio in rows) / len(rows))
+        found.append(Goal(name, reached >= mean, f"{reached:.2f} over {len(rows)} shapes"))
+    return found
+
+
+def against_loop(m: Measured) -> list[Goal]:
+    """The Python loop, for cells that torch.nn lacks."""
+    rows = [(row, ratio) for row, ratio in _ratios(m.dense(), LOOP) if row.cell not in ("lstm", "gru", "elman")]
+    many = [(row, ratio) for row, ratio in rows if row.shape[1] >= 32]
+    one = [(row, ratio) for row, ratio in rows if row.shape[1] == 1]
+    return [
+        _ratio("other cells against their Python loop, B ≥ 32: 4 times", many, 4.0),
+        _ratio("other cells against their Python loop, B = 1: 20 times", one, 20.0),
+    ]
+
+
+def against_scan(m: Measured) -> list[Goal]:
+    """`lax.scan`."""
+    rows = _ratios(m.dense(), SCAN)
+    return [
+        _ratio("any cell against lax.scan, B > 1: 4 times", [p for p in rows if p[0].shape[1] > 1], 4.0),
+        _ratio("any cell against lax.scan, B = 1: 2 times", [p for p in rows if p[0].shape[1] == 1], 2.0),
+    ]
+
+
+def ragged(m: Measured) -> list[Goal]:
+    """Sequences of different lengths."""
+    rows = [row for row in m.rows if row.section == "ragged"]
+    packed = [pair for pair in _ratios(rows, NN) if pair[0].cell == "lstm"]
+    name = "ragged: a token costs at most 10 % more than in the dense batch"
+    costs = [(row.per_token, row) for row in rows if row.per_token is not None]
+    if not costs:
+        dearest = Goal(name, None, "not measured")
+    else:
+        cost, row = max(costs, key=lambda pair: pair[0])
+        dearest = Goal(name, cost <= 1.10, f"{100 * (cost - 1):+.0f} %, {row.cell}")
+    return [_ratio("ragged lstm against packed nn.LSTM: 50 times", packed, 50.0), dearest]
+
+
+def first_call(m: Measured) -> list[Goal]:
+    """Cells that the process has not seen."""
+    name = "first call of a new cell: under 50 ms"
+    if not m.first:
+        return [Goal(name, None, "not measured")]
+    slowest = max(m.first, key=lambda each: each["first_ms"])
+    return [Goal(name, slowest["first_ms"] < 50, f"{slowest['first_ms']:.0f} ms, {slowest['cell']}")]
+
+
+HARD = ("elman", "layer-norm")
+GOALS: tuple[Callable[[Measured], list[Goal]], ...] = (
+    *(large, small, against_torch, against_loop, against_scan, ragged, first_call),
+)
+
+
+def _ratios(rows: Iterable[Row], other: str) -> list[tuple[Row, float]]:
+    return [(row, ratio) for row in rows if (ratio := row.ratio(other)) is not None]
+
+
+def _least(name: str, rows: list[Row], bound: float, best: float) -> Goal:
+    """Shares of the ceiling, beside it and (in brackets) against its best rate in the whole run."""
+    if not rows:
+        return Goal(name, None, "not measured")
+    row = min(rows, key=lambda row: row.share)
+    missed = sum(each.share < bound for each in rows)
+    strict = row.times[OURS]["gflops"] / best
+    found = f"{row.share:.2f} ({strict:.2f} of the run's best), {row.cell} at {','.join(map(str, row.shape))}"
+    return Goal(name, not missed, found + (f"; missed in {missed} of {len(rows)} cases" if missed else ""))
+
+
+def _ratio(name: str, rows: list[tuple[Row, float]], bound: float) -> Goal:
+    if not rows:
+        return Goal(name, None, "not measured")
+    row, ratio = min(rows, key=lambda pair: pair[1])
+    missed = sum(each < bound for _, each in rows)
+    found = f"{ratio:.2f}, {row.cell} at {','.join(map(str, row.shape))}"
+    return Goal(name, not missed, found + (f"; missed in {missed} of {len(rows)} cases" if missed else ""))

@@ -1,0 +1,130 @@
+"""The benchmark as a person reads it: tables, and a progress bar on a terminal."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ritornello.bench.first_call import PHASES
+from ritornello.bench.goals import Goal
+from ritornello.bench.sections import DENSE, LOOP, NN, OURS, PADDED, SCAN, Row
+
+WIDE = 160  # of text that is piped
+
+
+class Report:
+    """Prints tables as they are found. Use it as a context.
+
+    Args:
+        console: where the tables go; standard output by default. The bar goes to standard error.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        console = console or Console()
+        self.console = console if console.is_terminal else Console(file=console.file, width=WIDE, color_system=None)
+        errors = Console(stderr=True)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            console=errors,
+            transient=True,
+            auto_refresh=False,  # a thread that draws would take its share of the processor
+            disable=not errors.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=1.0)
+
+    def __enter__(self) -> Report:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def doing(self, what: str, fraction: float) -> None:
+        self._bar.update(self._task, description=what, completed=min(fraction, 1.0), refresh=True)
+
+    def header(self, facts: dict[str, Any]) -> None:
+        ceiling, hand_over = facts["ceiling"], facts["hand_over_us"]
+        commit = f" ({facts['commit']})" if facts["commit"] else ""
+        others = ", ".join(f"{name} {rate:.0f}" for name, rate in ceiling["others"].items())
+        lines = {
+            "device": f"{facts['device']}, {facts['threads']} in use; {facts['instruction_set'] or 'no extension'}",
+            "versions": f"ritornello {facts['ritornello']}{commit}, torch {facts['torch']}, "
+            f"JAX {facts['jax'] or 'left out'}, Python {facts['python']}",
+            "ceiling": f"{ceiling['gflops']:.1f} GFLOP/s, {ceiling['call']} (best of each way: {others})",
+            "hand-over": "one thread"
+            if hand_over is None
+            else f"{hand_over:.1f} µs, an empty parallel region of torch",
+            "measured": f"{facts['dtype']}, seed {facts['seed']}, {facts['seconds']:g} s a case; "
+            "ms is the least of all calls; ceiling, our rate as a share of the fastest product's beside us; "
+            "×, how many times as long as we the one to the left takes",
+        }
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for name, text in lines.items():
+            table.add_row(name, text)
+        self._print(table)
+
+    def rows(self, rows: list[Row]) -> None:
+        if not rows:
+            return
+        time, batch, hidden = rows[0].shape
+        ragged = rows[0].section == "ragged"
+        length = f"T {time // 10} to {time}" if ragged else f"T {time}"
+        title = f"{length}, B {batch}, H {hidden}" + (f", {rows[0].tokens:,} tokens" if ragged else "")
+        table = Table(title=title, box=None, pad_edge=False, title_justify="left", title_style="bold")
+        table.add_column("cell", min_width=14)
+        table.add_column("pass", min_width=16)
+        others = [NN, PADDED, LOOP, SCAN] if ragged else [NN, LOOP, SCAN]
+        titles = {NN: "packed nn" if ragged else NN, PADDED: "padded nn"}
+        for head in ("ms", "median", "GFLOP/s", "ceiling"):
+            table.add_column(head, justify="right", min_width=8)
+        for name in others:
+            table.add_column(titles.get(name, name), justify="right", min_width=9)
+            table.add_column("×", justify="right", min_width=5)
+        table.add_column("a token / dense" if ragged else "", justify="right")
+        table.add_column("compile s", justify="right")
+        for row in rows:
+            mine = row.times[OURS]
+            words = [f"{mine['best_ms']:.3f}", f"{mine['median_ms']:.3f}", f"{mine['gflops']:.1f}", f"{row.share:.0%}"]
+            for name in others:
+                ratio = row.ratio(name)
+                words += ["", ""] if ratio is None else [f"{row.times[name]['best_ms']:.3f}", f"{ratio:.2f}"]
+            words.append("" if row.per_token is None else f"{row.per_token:.3f}")
+            words.append("" if row.compile_s is None else f"{row.compile_s:.2f}")
+            table.add_row(row.cell, row.what, *words)
+        self._print(table)
+        notes = {f"{row.cell}: {row.notes[name]}" for row in rows for name in (OURS, DENSE, LOOP) if name in row.notes}
+        for note in sorted(notes):
+            self.console.print(f"  {note}", highlight=False, soft_wrap=True)
+
+    def first_call(self, found: list[dict[str, Any]]) -> None:
+        table = Table(title="First call, ms", box=None, pad_edge=False, title_justify="left", title_style="bold")
+        table.add_column("cell")
+        for head in ("first", "second", *PHASES, "rest", "(imports)"):
+            table.add_column(head, justify="right", min_width=8)
+        for each in found:
+            phases = [each["phases"][name] for name in (*PHASES, "rest")]
+            numbers = [each["first_ms"], each["second_ms"], *phases, each["import_ms"]]
+            table.add_row(each["cell"], *(f"{number:.2f}" for number in numbers))
+        self._print(table)
+
+    def goals(self, goals: list[Goal]) -> None:
+        table = Table(title="Goals", box=None, pad_edge=False, title_justify="left", title_style="bold")
+        for head in ("", "goal", "measured, the worst case"):
+            table.add_column(head)
+        for goal in goals:
+            table.add_row({True: "holds", False: "FAILS", None: "-"}[goal.holds], goal.name, goal.found)
+        self._print(table)
+
+    def _print(self, table: Table) -> None:
+        self.console.print(table, highlight=False)
+        self.console.print()

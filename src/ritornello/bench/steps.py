@@ -1,0 +1,173 @@
+"""A step of each known cell as a careful person writes it for a loop; once, for torch and for JAX.
+
+The loops are fair: the input product of all steps is one product before the loop, whatever else depends on the input or
+on parameters alone leaves it too, and the gates' recurrent products are one.
+
+o: the operations of torch or of JAX. w: the cell's parameters by name. p: what a step reads of `before`. s: the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ritornello import cells
+from ritornello.bench import cells as own
+
+Step = Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]
+
+TORCH = SimpleNamespace(
+    sigmoid=torch.sigmoid,
+    tanh=torch.tanh,
+    exp=torch.exp,
+    rsqrt=torch.rsqrt,
+    softplus=F.softplus,
+    linear=F.linear,
+    chunk=lambda value, count: value.chunk(count, -1),
+    parts=lambda value, size: value.split((size, value.shape[-1] - size), -1),
+    concatenate=torch.cat,
+    zeros_like=torch.zeros_like,
+    norm=lambda value, gain, bias=None: F.layer_norm(value, gain.shape, gain, bias),
+)
+
+
+def before(o: Any, w: dict[str, Any], x: Any) -> Any:
+    """What of a step needs no state, for all rows at once."""
+    p = o.linear(x, w["W.weight"], w.get("W.bias"))
+    return o.norm(p, w["norm_x.weight"], w["norm_x.bias"]) if "norm_x.weight" in w else p
+
+
+def elman(o: Any, w: dict[str, Any]) -> Step:
+    U = w["U.weight"]
+
+    def step(p: Any, s: tuple) -> tuple:
+        return (o.tanh(p + o.linear(s[0], U)),)
+
+    return step
+
+
+def gru_after(o: Any, w: dict[str, Any]) -> Step:
+    U, d = w["U.weight"], w["d"]
+    bias = o.concatenate([o.zeros_like(d), o.zeros_like(d), d])
+
+    def step(p: Any, s: tuple) -> tuple:
+        (h,) = s
+        wr, wz, wn = o.chunk(p, 3)
+        ur, uz, un = o.chunk(o.linear(h, U, bias), 3)
+        r, z = o.sigmoid(wr + ur), o.sigmoid(wz + uz)
+        n = o.tanh(wn + r * un)
+        return (n + z * (h - n),)
+
+    return step
+
+
+def gru_before(o: Any, w: dict[str, Any]) -> Step:
+    U, d = w["U.weight"], w["d"]
+    gates, candidate = U[: 2 * len(d)], U[2 * len(d) :]
+
+    def step(p: Any, s: tuple) -> tuple:
+        (h,) = s
+        wr, wz, wn = o.chunk(p, 3)
+        ur, uz = o.chunk(o.linear(h, gates), 2)
+        r, z = o.sigmoid(wr + ur), o.sigmoid(wz + uz)
+        n = o.tanh(wn + o.linear(r * h, candidate, d))
+        return (n + z * (h - n),)
+
+    return step
+
+
+def lstm(o: Any, w: dict[str, Any]) -> Step:
+    U = w["U.weight"]
+
+    def step(p: Any, s: tuple) -> tuple:
+        i, f, g, out = o.chunk(p + o.linear(s[0], U), 4)
+        c = o.sigmoid(f) * s[1] + o.sigmoid(i) * o.tanh(g)
+        return o.sigmoid(out) * o.tanh(c), c
+
+    return step
+
+
+def peephole(o: Any, w: dict[str, Any]) -> Step:
+    U, (pi, pf, po) = w["U.weight"], w["p"]
+
+    def step(p: Any, s: tuple) -> tuple:
+        h, c = s
+        i, f, g, out = o.chunk(p + o.linear(h, U), 4)
+        c = o.sigmoid(f + pf * c) * c + o.sigmoid(i + pi * c) * o.tanh(g)
+        return o.sigmoid(out + po * c) * o.tanh(c), c
+
+    return step
+
+
+def layer_norm(o: Any, w: dict[str, Any]) -> Step:
+    U, gain, gain_c, bias_c = w["U.weight"], w["norm_h.weight"], w["norm_c.weight"], w["norm_c.bias"]
+
+    def step(p: Any, s: tuple) -> tuple:
+        i, f, g, out = o.chunk(p + o.norm(o.linear(s[0], U), gain), 4)
+        c = o.sigmoid(f) * s[1] + o.sigmoid(i) * o.tanh(g)
+        return o.sigmoid(out) * o.tanh(o.norm(c, gain_c, bias_c)), c
+
+    return step
+
+
+def coupled(o: Any, w: dict[str, Any]) -> Step:
+    U = w["U.weight"]
+
+    def step(p: Any, s: tuple) -> tuple:
+        f, g, out = o.chunk(p + o.linear(s[0], U), 3)
+        g = o.tanh(g)
+        c = g + o.sigmoid(f) * (s[1] - g)
+        return o.sigmoid(out) * o.tanh(c), c
+
+    return step
+
+
+def multiplicative(o: Any, w: dict[str, Any]) -> Step:
+    U, V = w["U.weight"], w["V.weight"]
+
+    def step(p: Any, s: tuple) -> tuple:
+        h, c = s
+        p, m = o.parts(p, len(U))
+        i, f, g, out = o.chunk(p + o.linear(m * o.linear(h, V), U), 4)
+        c = o.sigmoid(f) * c + o.sigmoid(i) * o.tanh(g)
+        return o.sigmoid(out) * o.tanh(c), c
+
+    return step
+
+
+def ferry(o: Any, w: dict[str, Any]) -> Step:
+    U = w["U.weight"]
+
+    def step(p: Any, s: tuple) -> tuple:
+        h, a, d = s
+        k, e, n, out = o.chunk(p + o.linear(h, U), 4)
+        n = o.tanh(n)
+        a = n + o.exp(-o.softplus(k)) * (a - n)
+        d = a + o.sigmoid(e) * (d - a)
+        return o.sigmoid(out) * (a - d) * o.rsqrt(1 + d * d), a, d
+
+    return step
+
+
+def step_of(cell: Any) -> Callable[[Any, dict[str, Any]], Step] | None:
+    """The careful step of a cell; None for one that is not known here, whose loop calls the cell itself."""
+    if type(cell) is cells.GRU:
+        return {"after": gru_after, "before": gru_before}[cell.reset]
+    if type(cell) is cells.Elman and cell.nonlinearity != "tanh":
+        return None
+    return STEPS.get(type(cell))
+
+
+STEPS: dict[type, Callable[[Any, dict[str, Any]], Step]] = {
+    cells.Elman: elman,
+    cells.LSTM: lstm,
+    own.PeepholeLSTM: peephole,
+    own.LayerNormLSTM: layer_norm,
+    own.CoupledLSTM: coupled,
+    own.MultiplicativeLSTM: multiplicative,
+    own.Ferry: ferry,
+}

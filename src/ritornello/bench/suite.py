@@ -1,0 +1,114 @@
+"""The whole benchmark: header, sections, goals."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from ritornello.bench import scan, sections
+from ritornello.bench.ceiling import find_ceiling, region_cost
+from ritornello.bench.goals import Goal, judge
+from ritornello.bench.machine import about
+from ritornello.bench.roster import entries
+from ritornello.bench.sections import Row
+from ritornello.bench.settings import DTYPES, Settings
+from ritornello.errors import ArgumentError, nearest
+from ritornello.executors import check_name
+
+
+class Watch(Protocol):
+    """Is told how it goes."""
+
+    def doing(self, what: str, fraction: float) -> None:
+        """What is being done, and how much of all is behind."""
+
+    def header(self, facts: dict[str, Any]) -> None:
+        """On what is measured."""
+
+    def rows(self, rows: list[Row]) -> None:
+        """Rows that belong together."""
+
+    def first_call(self, found: list[dict[str, Any]]) -> None:
+        """The first calls of all cells."""
+
+    def goals(self, goals: list[Goal]) -> None:
+        """What was promised."""
+
+
+def run(settings: Settings, watch: Watch) -> dict[str, Any]:
+    """Measures, and tells the watcher as it goes.
+
+    Returns:
+        All that was found, for JSON: header, rows, first_call, goals.
+
+    Raises:
+        ArgumentError: settings that do not fit.
+        Mismatch: contenders that do not compute the same.
+    """
+    if settings.dtype not in DTYPES:
+        raise ArgumentError(f"Unknown dtype {settings.dtype!r}: {nearest(settings.dtype, DTYPES)}.")
+    if not 0 < settings.seconds < float("inf"):
+        raise ArgumentError(f"seconds is {settings.seconds}; it must be a positive number.")
+    if settings.threads < 1:
+        raise ArgumentError(f"threads is {settings.threads}; it must be at least 1.")
+    for shape in (*settings.shapes, *filter(None, [settings.ragged])):
+        if min(shape) < 1:
+            raise ArgumentError(f"The shape {shape} must be positive: steps, sequences, units.")
+    check_name(settings.executor)
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        return _run(settings, watch)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(settings: Settings, watch: Watch) -> dict[str, Any]:
+    cells = entries(list(settings.cells), settings.everyone)
+    parts = len(settings.shapes) + (settings.ragged is not None)
+    calls = len(cells) * (parts * (2 + settings.backward) + settings.first_call)
+    done = 0
+
+    def doing(what: str) -> None:
+        nonlocal done
+        watch.doing(what, done / max(calls, 1))
+        done += 1
+
+    watch.doing("the fastest matrix product", 0.0)
+    ceiling = find_ceiling(DTYPES[settings.dtype], 2 * settings.seconds)
+    header = {
+        **about(),
+        "jax": scan.version() if settings.scan else None,
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        "seconds": settings.seconds,
+        "ceiling": {
+            "call": f"{ceiling.name} {ceiling.size[0]}×{ceiling.size[1]} by {ceiling.size[1]}×{ceiling.size[2]}",
+            "gflops": ceiling.rate / 1e9,
+            "others": {name: rate / 1e9 for name, rate in ceiling.others.items()},
+        },
+        "hand_over_us": None if (cost := region_cost(settings.threads)) is None else 1e6 * cost,
+    }
+    watch.header(header)
+    rows: list[Row] = []
+    for part in sections.dense(settings, cells, ceiling, doing):
+        watch.rows(part)
+        rows += part
+    if settings.ragged is not None:
+        for part in sections.ragged(settings, cells, ceiling, doing):
+            watch.rows(part)
+            rows += part
+    first = list(sections.first_call(settings, cells, doing)) if settings.first_call else []
+    if first:
+        watch.first_call(first)
+    rates = [ceiling.rate / 1e9, *(row.times["ceiling"]["gflops"] for row in rows)]
+    goals = judge(rows, first, max(rates))
+    watch.goals(goals)
+    return {
+        "header": header,
+        "rows": [row.as_dict() for row in rows],
+        "ceiling_gflops": {"least": min(rates), "most": max(rates)},
+        "first_call": first,
+        "goals": [goal._asdict() for goal in goals],
+    }

@@ -1,0 +1,91 @@
+"""rit bench: how fast cells run, beside everything else that runs them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    shape: Annotated[
+        list[str], typer.Option(help="Steps, sequences and units, as T,B,H; several may be given.", show_default="six")
+    ] = [],  # noqa: B006
+    cell: Annotated[
+        list[str],
+        typer.Option(help="A cell's name, or FILE.py:Class, whose code is run; several.", show_default="nine"),
+    ] = [],  # noqa: B006
+    everyone: Annotated[
+        bool, typer.Option("--all", help="All cells of the catalogue too.", show_default="off")
+    ] = False,
+    ragged: Annotated[
+        bool | None, typer.Option(help="Sequences of different lengths.", show_default="unless others are asked for")
+    ] = None,
+    first_call: Annotated[
+        bool | None,
+        typer.Option(help="The first call of each cell, by phases.", show_default="unless others are asked for"),
+    ] = None,
+    forward: Annotated[
+        bool, typer.Option("--forward", help="Leave forward + backward out.", show_default="off")
+    ] = False,
+    scan: Annotated[bool, typer.Option(help="jax.lax.scan too, where JAX is installed.")] = True,
+    dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
+    executor: Annotated[str, typer.Option(help="auto, or an executor's name.")] = "auto",
+    threads: Annotated[int, typer.Option(help="Threads of all contenders; 0: torch's.")] = 0,
+    seconds: Annotated[float, typer.Option(help="For each case and pass, all contenders together.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Of weights, inputs and lengths.")] = 0,
+    json_file: Annotated[
+        str, typer.Option("--json", help="Write everything that was measured to this file.", show_default="none")
+    ] = "",
+) -> None:
+    """Measure speed: ritornello, torch.nn, a Python loop, jax.lax.scan and the fastest matrix product, side by side.
+
+    Without --shape, --ragged and --first-call it measures all three of them; else what is asked for. Nothing is timed
+    before it computes the same as the Python loop.
+    """
+    import json
+    from pathlib import Path
+
+    import torch
+
+    from ritornello.bench import Mismatch, Settings, run
+    from ritornello.bench.report import Report
+    from ritornello.bench.settings import DENSE, RAGGED
+    from ritornello.errors import ArgumentError
+
+    asked = bool(shape or ragged or first_call)
+    shapes = tuple(_shape(text) for text in shape) or (() if asked else DENSE)
+    settings = Settings(
+        cells=tuple(cell),
+        everyone=everyone,
+        shapes=shapes,
+        ragged=RAGGED if (not asked if ragged is None else ragged) else None,
+        first_call=not asked if first_call is None else first_call,
+        backward=not forward,
+        dtype=dtype,
+        threads=threads or torch.get_num_threads(),
+        seconds=seconds,
+        executor=executor,
+        seed=seed,
+        scan=scan,
+    )
+    if json_file and not Path(json_file).absolute().parent.is_dir():
+        raise ArgumentError(f"--json {json_file}: there is no folder {str(Path(json_file).parent)!r}.")
+    with Report() as report:
+        try:
+            found = run(settings, report)
+        except Mismatch as error:
+            typer.echo(f"rit: {error}", err=True)
+            raise typer.Exit(1) from error
+    if json_file:
+        Path(json_file).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    from ritornello.errors import ArgumentError
+
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise ArgumentError(f"--shape is {text!r}; it must be steps, sequences and units, as in 50,50,128.")
+    time, batch, hidden = map(int, parts)
+    return time, batch, hidden
