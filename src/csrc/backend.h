@@ -23,6 +23,8 @@ struct Call {
   const Levels* levels;
   int threads;
   uint64_t seed;
+  int64_t first_row;                 // number of row 0: what is drawn at random hangs on it
+  bool accumulate;                   // parameters' gradients are added to what is there
   const void* x;                     // (N, input)
   const void* const* entry;          // F of (E, size)
   const void* const* blank;          // F of (size)
@@ -37,6 +39,7 @@ struct Call {
   void* const* d_entry;              // F of (E, size)
   void* const* d_blank;              // F of (size)
   void* const* d_parameters;         // P, contiguous
+  void* const* checkpoints;          // F of (segments - 1, E, size)
   const int64_t* d_shapes;           // (P, 2): rows and columns of each
 };
 
@@ -50,6 +53,8 @@ struct Backend {
   int vector_bytes;
   void (*forward[TYPES])(const Call&);
   void (*backward[TYPES])(const Call&);
+  void (*forward_checkpointed[TYPES])(const Call&, const Levels* const* segments, int count);
+  void (*backward_checkpointed[TYPES])(const Call&, const Levels* const* segments, int count);
   Stepping* (*open[TYPES])(const Call&, int rows);  // keeps nothing of the call but its code
   void (*step[TYPES])(Stepping*, const void* x, const void* const* previous, void* const* out);
   void (*close[TYPES])(Stepping*);

@@ -12,6 +12,8 @@ const Backend* backend() {
                                  RIT_VECTOR_BYTES,
                                  {forward<Exact<float>>, forward<Exact<double>>, forward<Rounded>},
                                  {backward<Exact<float>>, backward<Exact<double>>, backward<Rounded>},
+                                 {forward_checkpointed<Exact<float>>, forward_checkpointed<Exact<double>>, forward_checkpointed<Rounded>},
+                                 {backward_checkpointed<Exact<float>>, backward_checkpointed<Exact<double>>, backward_checkpointed<Rounded>},
                                  {open<Exact<float>>, open<Exact<double>>, open<Rounded>},
                                  {step<Exact<float>>, step<Exact<double>>, step<Rounded>},
                                  {close<Exact<float>>, close<Exact<double>>, close<Rounded>}};

@@ -79,7 +79,11 @@ template <class P> class Engine {
   using Unit = typename P::Unit;
 
  public:
-  Engine(const Call& call, bool backward) : call_(call), code_(*call.code), levels_(*call.levels), backward_(backward) { prepare(); }
+  // With a donor, an engine of the same code and direction that has run: its packed weights are used again.
+  Engine(const Call& call, bool backward, const Engine* donor = nullptr)
+      : call_(call), code_(*call.code), levels_(*call.levels), backward_(backward), donor_(donor) {
+    prepare();
+  }
 
   void run() {
     on_threads(
@@ -103,8 +107,8 @@ template <class P> class Engine {
     const double mean = levels_.count ? static_cast<double>(levels_.rows) / levels_.count : 0;
     lanes_ = static_cast<int>(greater(1, lesser(threads_, lesser(levels_.entries, static_cast<int64_t>(mean) / 4))));
     in_bulk_ = mean < few_rows * lanes_;
-    constant_ = take(code_.const_size);
-    pack_memory();
+    constant_ = donor_ ? donor_->constant_ : take(code_.const_size);
+    panels_ = donor_ ? donor_->panels_ : pack_memory();
     lane_ = static_cast<Lane<T>*>(space_.take(sizeof(Lane<T>) * lanes_));
     share_entries();
     for (int lane = 0; lane < lanes_; ++lane) lane_memory(lane_[lane]);
@@ -117,10 +121,11 @@ template <class P> class Engine {
     }
   }
 
-  void pack_memory() {
-    panels_ = static_cast<Unit**>(space_.take(sizeof(Unit*) * greater(1, code_.packs.size())));
-    for (size_t i = 0; i < code_.packs.size(); ++i) panels_[i] = wanted(i) ? units(P::packed(code_.packs[i].size, code_.packs[i].depth)) : nullptr;
+  Unit** pack_memory() {
+    Unit** panels = static_cast<Unit**>(space_.take(sizeof(Unit*) * greater(1, code_.packs.size())));
+    for (size_t i = 0; i < code_.packs.size(); ++i) panels[i] = wanted(i) ? units(P::packed(code_.packs[i].size, code_.packs[i].depth)) : nullptr;
     for (int thread = 0; thread < threads_; ++thread) column_[thread] = take(static_cast<int64_t>(deepest(code_)) * panel_width<T>());
+    return panels;
   }
 
   bool wanted(size_t pack) const {
@@ -190,9 +195,11 @@ template <class P> class Engine {
   // --- what the threads do
 
   void work(int thread, int threads) {
-    pack_weights(thread, threads);
-    if (thread == 0) constants();
-    barrier_.wait(threads);
+    if (!donor_) {
+      pack_weights(thread, threads);
+      if (thread == 0) constants();
+      barrier_.wait(threads);
+    }
     if (!backward_) {
       if (in_bulk_) {
         bulk(BEFORE, thread, threads);
@@ -201,7 +208,7 @@ template <class P> class Engine {
       for (int lane = thread; lane < lanes_; lane += threads) forward(lane_[lane]);
       return;
     }
-    clear_gradients(thread, threads);
+    if (!call_.accumulate) clear_gradients(thread, threads);
     for (int lane = thread; lane < lanes_; lane += threads) backward(lane_[lane]);
     barrier_.wait(threads);
     if (after_in_bulk()) bulk(AFTER, thread, threads);
@@ -229,6 +236,7 @@ template <class P> class Engine {
   void bind_rows(Block<T>& b, int64_t row, int64_t rows, T* local_frame) const {
     b.rows = static_cast<int>(rows);
     b.first_row = row;
+    b.number = call_.first_row + row;
     bind(b, X, static_cast<T*>(const_cast<void*>(call_.x)) + row * code_.input, code_.input);
     if (call_.d_x) bind(b, DX, static_cast<T*>(call_.d_x) + row * code_.input, code_.input);
     T* frames = call_.frame ? static_cast<T*>(call_.frame) : all_frames_;
@@ -493,6 +501,7 @@ template <class P> class Engine {
   const Code& code_;
   const Levels& levels_;
   const bool backward_;
+  const Engine* const donor_;
   Workspace space_;
   Barrier barrier_;
   int threads_ = 1, lanes_ = 1;
@@ -514,6 +523,117 @@ template <class P> static void forward(const Call& call) {
 
 template <class P> static void backward(const Call& call) {
   Engine<P>(call, true).run();
+}
+
+// --- the checkpointed adjoint: a chain in segments, of which backward computes each anew from the state it began with
+
+// The parts of a call that belong to levels from row `row` on.
+template <class T> struct Piece {
+  explicit Piece(const Call& whole, const Levels* levels, int64_t row, void* const* outs) : call(whole) {
+    const Code& code = *whole.code;
+    call.levels = levels;
+    call.x = moved(whole.x, row * code.input);
+    call.d_x = moved(whole.d_x, row * code.input);
+    for (int field = 0; field < code.fields; ++field) {
+      out[field] = outs && outs[field] ? outs[field] : moved(whole.out[field], row * code.sizes[field]);
+      d_out[field] = whole.d_out ? moved(whole.d_out[field], row * code.sizes[field]) : nullptr;
+    }
+    call.out = out;
+    call.d_out = d_out;
+  }
+  static const void* moved(const void* from, int64_t elements) { return from ? static_cast<const T*>(from) + elements : nullptr; }
+  static void* moved(void* from, int64_t elements) { return from ? static_cast<T*>(from) + elements : nullptr; }
+
+  Call call;
+  void* out[16];
+  const void* d_out[16];
+};
+
+// Where field `field`'s states lie at the end of segment `segment` (of all but the last).
+template <class T> static T* checkpoint(const Call& call, int field, int64_t segment) {
+  return static_cast<T*>(call.checkpoints[field]) + segment * call.levels->entries * call.code->sizes[field];
+}
+
+template <class P> static void forward_checkpointed(const Call& call, const Levels* const* segments, int count) {
+  using T = typename P::T;
+  const void* entry[16];
+  void* last[16];
+  Engine<P>* donor = nullptr;
+  Workspace space;
+  void* outs[16] = {};  // tables want all states of a segment; chains pass them on
+  int64_t row = 0, most = 0;
+  for (int segment = 0; segment < count; ++segment) most = greater(most, segments[segment]->rows);
+  for (int field = 0; field < call.code->fields && segments[0]->source; ++field)
+    if (!call.out[field]) outs[field] = space.take(sizeof(T) * static_cast<size_t>(greater(1, most * call.code->sizes[field])));
+  for (int segment = 0; segment < count; ++segment) {
+    Piece<T> piece(call, segments[segment], row, outs);
+    for (int field = 0; field < call.code->fields; ++field) {
+      entry[field] = segment ? checkpoint<T>(call, field, segment - 1) : call.entry[field];
+      last[field] = segment + 1 < count ? checkpoint<T>(call, field, segment) : call.last[field];
+    }
+    piece.call.entry = entry;
+    piece.call.last = last;
+    piece.call.first_row = row;
+    Engine<P>* engine = new Engine<P>(piece.call, false, donor);
+    engine->run();
+    if (donor) delete engine;
+    else donor = engine;
+    row += segments[segment]->rows;
+  }
+  delete donor;
+}
+
+template <class P> static void backward_checkpointed(const Call& call, const Levels* const* segments, int count) {
+  using T = typename P::T;
+  const Code& code = *call.code;
+  const int64_t entries = call.levels->entries;
+  Workspace space;
+  int64_t most = 0, row = 0;
+  for (int segment = 0; segment < count; ++segment) {
+    most = greater(most, segments[segment]->rows);
+    row += segments[segment]->rows;
+  }
+  auto take = [&](int64_t elements) { return static_cast<T*>(space.take(sizeof(T) * static_cast<size_t>(greater(1, elements)))); };
+  void *outs[16], *lasts[16], *blanks[16], *flow[2][16];
+  const void *entry[16], *come[16];
+  for (int field = 0; field < code.fields; ++field) {
+    const int64_t size = code.sizes[field];
+    outs[field] = take(most * size);
+    lasts[field] = take(entries * size);
+    blanks[field] = take(size);
+    flow[0][field] = take(entries * size);
+    flow[1][field] = take(entries * size);
+  }
+  void* const frame = take(most * frame_stride(code));
+  Engine<P>*forth = nullptr, *back = nullptr;
+  for (int segment = count - 1; segment >= 0; --segment) {
+    row -= segments[segment]->rows;
+    Piece<T> piece(call, segments[segment], row, outs);
+    for (int field = 0; field < code.fields; ++field) {
+      entry[field] = segment ? checkpoint<T>(call, field, segment - 1) : call.entry[field];
+      come[field] = segment + 1 < count ? flow[(segment + 1) % 2][field] : call.d_last[field];
+    }
+    piece.call.entry = entry;
+    piece.call.last = lasts;
+    piece.call.frame = frame;
+    piece.call.first_row = row;
+    piece.call.d_last = come;
+    piece.call.d_entry = segment ? flow[segment % 2] : call.d_entry;
+    piece.call.d_blank = blanks;
+    piece.call.accumulate = segment + 1 < count;
+    Engine<P>* engine = new Engine<P>(piece.call, false, forth);
+    engine->run();
+    if (forth) delete engine;
+    else forth = engine;
+    engine = new Engine<P>(piece.call, true, back);
+    engine->run();
+    if (back) delete engine;
+    else back = engine;
+    for (int field = 0; field < code.fields && segments[segment]->source; ++field)
+      for (int64_t i = 0; i < code.sizes[field]; ++i) static_cast<T*>(call.d_blank[field])[i] += static_cast<T*>(blanks[field])[i];
+  }
+  delete forth;
+  delete back;
 }
 
 // What a stepper keeps: everything but x and the states is bound once.
@@ -554,7 +674,7 @@ template <class P> struct Steps {
     }
     rit::RIT_ISA::run<P>(code, BEFORE, block, panels);
     rit::RIT_ISA::run<P>(code, LOOP, block, panels);
-    block.first_row += block.rows;
+    block.number += block.rows;
   }
 
   const Code& code;

@@ -227,7 +227,8 @@ template <class T, int WIDTH> constexpr size_t group_step() { return static_cast
 // Units; however large the left side is.
 template <class T> static inline size_t outer_sum_workspace(int n) {
     constexpr int W = panel_width<T>();
-    return outer_block / outer_rows * group_step<T, outer_rows>() + ceil_divide(n, W) * group_step<T, W>() + Unit<T>::scratch(n > outer_block ? n : outer_block);
+    const size_t scratch = Unit<T>::scratch(n > outer_block ? n : outer_block);
+    return outer_block / outer_rows * group_step<T, outer_rows>() + ceil_divide(n, W) * group_step<T, W>() + scratch;
 }
 
 // out[group][row of units][WIDTH]: `count` columns from `first` of each row, in groups of WIDTH, zero padded.

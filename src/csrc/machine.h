@@ -153,6 +153,7 @@ template <class T> struct Block {
   ptrdiff_t stride[most_spaces];
   int rows;
   int64_t first_row;
+  int64_t number;  // of the first row among all rows: what it draws at random hangs on it
   uint64_t seed;
   void* workspace;  // of the products
 };
@@ -166,7 +167,7 @@ template <class T> static void run_instructions(const Code& code, const Step& st
   for (int row = 0; row < block.rows; ++row) {
     for (const Instruction* i = first; i < first + step.count; ++i)
       table[i->op]({at[i->out.space] + i->out.offset, at[i->a.space] + i->a.offset, at[i->b.space] + i->b.offset, at[i->c.space] + i->c.offset, i->size,
-                    i->extra, static_cast<uint64_t>(block.first_row + row), block.seed});
+                    i->extra, static_cast<uint64_t>(block.number + row), block.seed});
     for (int space = 0; space < spaces; ++space) at[space] += block.stride[space];
   }
 }

@@ -34,7 +34,14 @@ rit::Type type_of(const std::string& name) {
   throw std::invalid_argument("type must be float32, float64 or bfloat16, not " + name);
 }
 
-void forward(const rit::Code& code, const rit::LevelStore& levels, const std::string& type, int threads, uint64_t seed, uintptr_t x, const Addresses& entry,
+// The whole schedule, or with checkpoints its segments besides.
+std::vector<const rit::Levels*> levels_of(const std::vector<const rit::LevelStore*>& segments) {
+  std::vector<const rit::Levels*> found;
+  for (const rit::LevelStore* segment : segments) found.push_back(&segment->levels());
+  return found;
+}
+
+void forward(const rit::Code& code, const rit::LevelStore& levels, const std::vector<const rit::LevelStore*>& segments, const Addresses& checkpoints, const std::string& type, int threads, uint64_t seed, uintptr_t x, const Addresses& entry,
              const Addresses& blank, const Addresses& out, const Addresses& last, uintptr_t frame, const Addresses& parameters, const Integers& strides) {
   rit::Call call{};
   call.code = &code;
@@ -49,12 +56,16 @@ void forward(const rit::Code& code, const rit::LevelStore& levels, const std::st
   call.frame = at<void>(frame);
   call.parameters = inputs(parameters);
   call.parameter_strides = strides.data();
-  const auto run = rit::choose_backend().forward[type_of(type)];
+  call.checkpoints = outputs(checkpoints);
+  const rit::Backend& backend = rit::choose_backend();
+  const rit::Type number = type_of(type);
+  const std::vector<const rit::Levels*> pieces = levels_of(segments);
   nb::gil_scoped_release release;
-  run(call);
+  if (pieces.empty()) backend.forward[number](call);
+  else backend.forward_checkpointed[number](call, pieces.data(), static_cast<int>(pieces.size()));
 }
 
-void backward(const rit::Code& code, const rit::LevelStore& levels, const std::string& type, int threads, uint64_t seed, uintptr_t x, const Addresses& entry,
+void backward(const rit::Code& code, const rit::LevelStore& levels, const std::vector<const rit::LevelStore*>& segments, const Addresses& checkpoints, const std::string& type, int threads, uint64_t seed, uintptr_t x, const Addresses& entry,
               const Addresses& blank, const Addresses& out, uintptr_t frame, const Addresses& parameters, const Integers& strides, const Addresses& d_out,
               const Addresses& d_last, uintptr_t d_x, const Addresses& d_entry, const Addresses& d_blank, const Addresses& d_parameters, const Integers& d_shapes) {
   rit::Call call{};
@@ -76,9 +87,13 @@ void backward(const rit::Code& code, const rit::LevelStore& levels, const std::s
   call.d_blank = outputs(d_blank);
   call.d_parameters = outputs(d_parameters);
   call.d_shapes = d_shapes.data();
-  const auto run = rit::choose_backend().backward[type_of(type)];
+  call.checkpoints = outputs(checkpoints);
+  const rit::Backend& backend = rit::choose_backend();
+  const rit::Type number = type_of(type);
+  const std::vector<const rit::Levels*> pieces = levels_of(segments);
   nb::gil_scoped_release release;
-  run(call);
+  if (pieces.empty()) backend.backward[number](call);
+  else backend.backward_checkpointed[number](call, pieces.data(), static_cast<int>(pieces.size()));
 }
 
 // One step after the other; the states of two steps lie in memory that the caller owns, and take turns.

@@ -13,11 +13,13 @@ from ritornello.cells.cell import Cell
 from ritornello.engine import door
 from ritornello.engine.op import Captured, capture, captured_values, new_seed, remember
 from ritornello.engine.op import unfold as unfold_op
-from ritornello.errors import ArgumentError
+from ritornello.errors import ArgumentError, nearest
 from ritornello.executors import EXECUTORS, Request, Result, check_name, choose
 from ritornello.executors.cpu import CpuExecutor
 from ritornello.executors.stepper import Stepper
 from ritornello.structures import Schedule, forest, from_rows, to_rows
+
+ADJOINTS = ("full", "checkpointed")
 
 
 class Unfold(nn.Module):
@@ -35,6 +37,9 @@ class Unfold(nn.Module):
         batch_first: x and the outputs are (batch, time, features) instead of (time, batch, features). The state has no
             time axis and is (batch, size) either way.
         learn_initial: the initial state, read where a sequence begins, is a parameter (at first zero) instead of zero.
+        adjoint: how gradients go back through time: "full" (default) keeps what every step computed; "checkpointed"
+            keeps O(√T) states beyond inputs and outputs and computes the steps between once more, in at most 1.4 times
+            the time.
         executor: "auto" (default) or an executor's name.
 
     Raises:
@@ -60,6 +65,7 @@ class Unfold(nn.Module):
         reverse: bool = False,
         batch_first: bool = False,
         learn_initial: bool = False,
+        adjoint: str = "full",
         executor: str = "auto",
     ) -> None:
         super().__init__()
@@ -67,11 +73,14 @@ class Unfold(nn.Module):
             raise ArgumentError(f"Unfold takes a ritornello.Cell or a module like one, not {type(cell).__name__}.")
         if not isinstance(cell, Cell):
             cell = Adapted(cell, input_size, state_sizes)
+        if adjoint not in ADJOINTS:
+            raise ArgumentError(f"Unknown adjoint {adjoint!r}: {nearest(adjoint, ADJOINTS)}.")
         check_name(executor)
         self.cell: Cell = cell
         self._number = remember(cell)
         self.reverse = reverse
         self.batch_first = batch_first
+        self.adjoint = adjoint
         self.executor = executor
         self.initial = nn.ParameterList(torch.zeros(1, size) for size in cell.state_sizes) if learn_initial else None
 
@@ -237,7 +246,7 @@ class Unfold(nn.Module):
         if schedule.entry is not None:
             where = schedule.entry.to(x.device)
             entry = self.cell.State(*(field[where] for field in entry))
-        request = Request(self.cell, to_rows(x, schedule), entry, blank, schedule, all_states)
+        request = Request(self.cell, to_rows(x, schedule), entry, blank, schedule, all_states, self.adjoint)
         return choose(self.executor, request).run(request)
 
     def _blank(self, x: Tensor) -> Any:

@@ -23,10 +23,16 @@ def choose(name: str, request: Request) -> Executor:
     """The executor of that name, or for "auto" the first that supports the request.
 
     Raises:
-        ArgumentError: a named executor that cannot run the request, with its reason.
+        ArgumentError: a named executor that cannot run the request, or none can, with the reasons.
     """
     if name == "auto":
-        return next(executor for executor in EXECUTORS.values() if executor.supports(request) is None)
+        reasons = {}
+        for executor in EXECUTORS.values():
+            reasons[executor.name] = executor.supports(request)
+            if reasons[executor.name] is None:
+                return executor
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise ArgumentError(f"No executor can run this ({told}).")
     executor = EXECUTORS[name]
     reason = executor.supports(request)
     if reason is not None:

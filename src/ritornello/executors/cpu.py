@@ -71,7 +71,8 @@ class CpuExecutor:
                 douts = tuple(field < rows for field in range(fields))
                 compiled = plan.compiled(Wants(True, request.x.requires_grad, douts))
         values = compiled.parameter_values(request.cell, request.x.dtype)
-        run = Run(compiled, schedule, machine_type(request.x), plan.seed(), type(request.entry), rows)
+        kind, checkpointed = type(request.entry), request.adjoint == "checkpointed" and compiled.wants.gradients
+        run = Run(compiled, schedule, machine_type(request.x), plan.seed(), kind, rows, checkpointed)
         if compiled.wants.gradients:
             found = Unfolding.apply(run, *states, *values)
         else:

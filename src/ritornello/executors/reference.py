@@ -23,6 +23,8 @@ class ReferenceExecutor:
     name = "reference"
 
     def supports(self, request: Request) -> str | None:
+        if request.adjoint != "full":
+            return f"adjoint={request.adjoint!r} is the cpu executor's"
         return None
 
     def run(self, request: Request) -> Result:

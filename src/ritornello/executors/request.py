@@ -21,6 +21,7 @@ class Request:
         entry: the states that sequences enter with, fields (schedule.entries, size), in the order of entries.
         blank: the state a row without predecessors reads after a reset, fields (1, size).
         schedule: the levels to walk.
+        adjoint: "full", or "checkpointed": keep O(√T) states, and compute the rest once more in the backward pass.
         every_field: answer with the rows of all fields of the state, not of the output alone.
     """
 
@@ -30,6 +31,7 @@ class Request:
     blank: Any
     schedule: Schedule
     every_field: bool = False
+    adjoint: str = "full"
 
 
 class Result(NamedTuple):

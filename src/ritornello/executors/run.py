@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ritornello.executors.levels import core_levels
+from ritornello.executors.levels import core_levels, core_segments
 from ritornello.executors.plan import Compiled
 from ritornello.executors.program_cell import ProgramCell
 from ritornello.executors.reference import ReferenceExecutor
@@ -63,16 +63,25 @@ class Run:
     """
 
     def __init__(
-        self, compiled: Compiled, schedule: Schedule, type: str, seed: int = 0, kind: Any = tuple, rows: int = 1
+        self,
+        compiled: Compiled,
+        schedule: Schedule,
+        type: str,
+        seed: int = 0,
+        kind: Any = tuple,
+        rows: int = 1,
+        checkpointed: bool = False,
     ) -> None:
         self.compiled, self.schedule, self.seed, self.kind, self.rows = compiled, schedule, seed, kind, rows
         self.type, self._inside = type, inside(type)
         self.sizes = compiled.code.state_sizes
         self.levels = core_levels(schedule)
+        self.segments = core_segments(schedule) if checkpointed and schedule.levels else []
         self._on_chains = all(isinstance(level.source, int) for level in schedule.levels[:1])
         self.out: list[Tensor | None] = []
         self.memory: Any = None
         self.frame = 0
+        self.checkpoints: list[Tensor] = []
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """x, entry, blank, parameter values: laid out for the machine."""
@@ -94,19 +103,23 @@ class Run:
         """
         x, entry, blank, values = self.split(tensors)
         gradients = self.compiled.wants.gradients
-        keep_all = gradients or not self._on_chains
+        keep_all = (gradients or not self._on_chains) and not self.segments
         self.out = list(out) or [
             x.new_empty(self.schedule.rows, size) if keep_all or field < self.rows else None
             for field, size in enumerate(self.sizes)
         ]
         last = [x.new_empty(self.schedule.entries, size) for size in self.sizes]
         core = self.compiled.core
-        if gradients and not frame:
+        count = (max(0, len(self.segments) - 1), self.schedule.entries)
+        self.checkpoints = [x.new_empty(*count, size) for size in self.sizes] if self.segments else []
+        if gradients and not frame and not self.segments:
             self.memory = _core.Memory(core.frame_stride * self.schedule.rows * x.itemsize)
             frame = self.memory.address
         self.frame = frame
         core.forward(
             self.levels,
+            self.segments,
+            addresses(self.checkpoints),
             self.type,
             torch.get_num_threads(),
             self.seed,
@@ -129,14 +142,15 @@ class Run:
         needs: Sequence[bool],
     ) -> list[Tensor | None]:
         """The gradients of the tensors, from those of what `forward` returned."""
-        if not self.frame:  # a first backward has written into it
+        if not self.frame and not self.segments:  # a first backward has written into it
             self.forward(tensors)
         x, entry, blank, values = self.split(tensors)
+        fields = len(self.sizes)
+        given = _padded(gradients[: self.rows], fields)
+        kept = _padded(out, fields)
         d_out = [
-            None if not asked else (torch.zeros_like(rows) if g is None else self._within(g))
-            for asked, g, rows in zip(
-                self.compiled.wants.douts, _padded(gradients[: self.rows], len(out)), out, strict=True
-            )
+            None if not asked else (x.new_zeros(self.schedule.rows, size) if g is None else self._within(g))
+            for asked, g, size in zip(self.compiled.wants.douts, given, self.sizes, strict=True)
         ]
         d_last = [None if g is None else self._within(g) for g in gradients[self.rows :]]
         d_x = torch.empty_like(x) if self.compiled.wants.x else None
@@ -149,13 +163,15 @@ class Run:
         ]
         self.compiled.core.backward(
             self.levels,
+            self.segments,
+            addresses(self.checkpoints),
             self.type,
             torch.get_num_threads(),
             self.seed,
             x.data_ptr(),
             addresses(entry),
             addresses(blank),
-            addresses(out),
+            addresses(kept),
             self.frame,
             addresses(values),
             strides(values),
@@ -194,8 +210,8 @@ class Run:
         return [next(found) if need else None for need in needs]
 
 
-def _padded(gradients: Sequence[Tensor | None], length: int) -> list[Tensor | None]:
-    return [*gradients, *[None] * (length - len(gradients))]
+def _padded(tensors: Sequence[Tensor | None], length: int) -> list[Tensor | None]:
+    return [*tensors, *[None] * (length - len(tensors))]
 
 
 class Unfolding(torch.autograd.Function):
@@ -205,7 +221,7 @@ class Unfolding(torch.autograd.Function):
     def forward(ctx: Any, run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:
         found = run.forward(tensors)
         ctx.run = run
-        ctx.save_for_backward(*tensors, *run.out)
+        ctx.save_for_backward(*tensors, *(field for field in run.out if field is not None))
         run.out = []
         ctx.set_materialize_grads(False)
         return tuple(found)
