@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
+from unittest.mock import patch
 from weakref import WeakValueDictionary
 
 import torch
@@ -66,7 +67,8 @@ def capture(number: int, training: bool) -> Captured:
     like = next(cell.parameters(), torch.zeros(()))
     executor = EXECUTORS["cpu"]
     assert isinstance(executor, CpuExecutor)
-    with _disable_current_modes():
+    call = torch.fx._symbolic_trace._orig_module_call  # torch.export has put its own in place of it
+    with _disable_current_modes(), patch.object(torch.nn.Module, "__call__", call):
         plan = executor.plan_or_reason(cell, cell.input_size, tuple(cell.state_sizes), like)
     if not isinstance(plan, Plan):
         return Captured("", 0, False, None, (), ())

@@ -18,14 +18,22 @@ if TYPE_CHECKING:
 Translation = Callable[..., Any]
 TABLE: dict[str, Translation] = {}
 GROUPS = 16  # rows that a cell sees as (groups, size): how many groups are written out one by one
+RUNS = GROUPS**2  # a row put into another order: how many runs of neighbours it may fall into
+FACTORIES = ("eye", "arange", "linspace")  # tensors made of numbers alone, the same in every call
 
 
 def translate(r: Recorder, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], out: Any) -> None:
     """Writes down one call: binds its outputs to values."""
     name = func.name().removeprefix("aten::")
     base, _, overload = name.partition(".")
+    if base.startswith("prim::"):  # what stand-ins for tensors ask about themselves
+        return
     if base in ("detach", "lift_fresh", "alias") and r.knows(args[0]):
-        r.bind(out, r.value(args[0]))
+        value = r.value(args[0])
+        node = r.builder.nodes[value]
+        if base == "detach" and (node.rate > PARAMETER or node.args or args[0].requires_grad):
+            raise r.untraceable("detach, or .data, which stops the gradient")
+        r.bind(out, value)
         return
     if base == "lift_fresh":  # torch.tensor(number)
         if out.numel() == 1:
@@ -33,8 +41,9 @@ def translate(r: Recorder, func: Any, args: Any, kwargs: Any, tensors: Sequence[
         return
     in_place = base.endswith("_") and not base.endswith("__")
     rates = [r.builder.rate(r.value(t)) for t in tensors]
-    if PARAMETER in rates and max(rates) == PARAMETER and not in_place:
-        _parameters_alone(r, base, func, args, kwargs, out)
+    if base in FACTORIES or (PARAMETER in rates and max(rates) == PARAMETER and not in_place):
+        if not _parameter_rows(r, base, args, out):
+            _parameters_alone(r, base, func, args, kwargs, out)
         return
     entry = TABLE.get(f"{base}.{overload}") or TABLE.get(base) or (TABLE.get(base[:-1]) if in_place else None)
     if entry is None:
@@ -89,7 +98,7 @@ class Call:
         """A parameter over the elements of every row."""
         if operand.numel() == 1:
             return self.reshaped(value, (1,))
-        shape = list(operand.shape)
+        shape = list(self.b.nodes[value].shape)
         while len(shape) > max(len(wanted), 1) and shape[0] == 1:
             shape.pop(0)
         if len(shape) > len(wanted):
@@ -178,6 +187,8 @@ def _parameters_alone(r: Recorder, base: str, func: Any, args: Any, kwargs: Any,
     def template(value: Any) -> Any:
         if isinstance(value, Tensor):
             values.append(r.value(value))
+            if r.builder.rate(values[-1]) == PARAMETER and r.builder.nodes[values[-1]].shape != tuple(value.shape):
+                raise r.untraceable("computing with one parameter for every row")
             return ("value", len(values) - 1)
         if isinstance(value, (list, tuple)):
             return ("list", *(template(each) for each in value))
@@ -192,6 +203,20 @@ def _parameters_alone(r: Recorder, base: str, func: Any, args: Any, kwargs: Any,
         index = number if isinstance(out, (tuple, list)) else -1
         value = r.builder.leaf("call", (name, positional, named, index), tuple(tensor.shape), PARAMETER, values)
         r.bind(tensor, value)
+
+
+def _parameter_rows(r: Recorder, base: str, args: Any, out: Any) -> bool:
+    """Whether a call gives every row the same: a parameter spread over the rows, or rows of one number times it."""
+    rows = isinstance(out, Tensor) and out.dim() == 2 and out.shape[0] == r.rows and isinstance(args[0], Tensor)
+    if rows and base in ("expand", "repeat") and args[0].numel() == out.shape[1] == args[0].shape[-1]:
+        r.bind(out, Call(r, out).reshaped(r.value(args[0]), (out.shape[1],)))
+        return True
+    if rows and base == "mm" and args[0].shape[0] == r.rows and r.builder.rate(r.value(args[0])) == CONSTANT:
+        c, matrix = Call(r, out), r.value(args[1])
+        columns = c.parameter_call("sum.dim_IntList", matrix, [0], shape=out.shape[1:])
+        r.bind(out, r.builder.mul(r.value(args[0]), columns))
+        return True
+    return False
 
 
 def _entry(*names: str) -> Callable[[Translation], Translation]:
@@ -439,6 +464,8 @@ def _trilinear(c: Call, x: Tensor, weight: Tensor, y: Tensor, *layout: Any) -> V
 def _bmm(c: Call, x: Tensor, y: Tensor) -> Value:
     """One row times another: an outer or an inner product."""
     left, right = c.r.value(x), c.r.value(y)
+    if x.shape[:2] == (1, c.r.rows) and c.b.rate(right) == PARAMETER:  # rows times a parameter, as einsum writes it
+        return product(c, None, left, c.reshaped(right, tuple(y.shape[1:])), y.shape[2])
     if min(c.b.rate(left), c.b.rate(right)) < INPUT:
         raise c.r.untraceable("a batched product with a parameter")
     if x.shape[2] == 1:
@@ -535,11 +562,49 @@ def _stack(c: Call, tensors: Sequence[Tensor], dim: int = 0) -> Value:
 
 @_entry("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "clone", "contiguous", "view_as", "_reshape_alias")
 def _same_row(c: Call, x: Tensor, *rest: Any, **_: Any) -> Value:
-    if c.out.dim() == 0 or c.out.shape[0] != c.r.rows or (x.shape and x.shape[0] != c.r.rows):
+    if not (_keeps_rows(c, c.out) and (not x.shape or _keeps_rows(c, x))):
         if c.b.rate(c.r.value(x)) < INPUT:
             return c.r.value(x)
         raise c.r.untraceable("a shape that does not keep the rows apart")
     return c.r.value(x)
+
+
+def _keeps_rows(c: Call, x: Tensor) -> bool:
+    """Whether the rows are the first axis, or stand behind one of size 1."""
+    return x.shape[:1] == (c.r.rows,) or x.shape[:2] == (1, c.r.rows)
+
+
+@_entry("permute")
+def _permute(c: Call, x: Tensor, dims: Sequence[int]) -> Value:
+    if dims[0] % x.dim() != 0:
+        raise c.r.untraceable("moving the rows to another axis")
+    return _in_order(c, x, lambda numbers: numbers.permute(*dims))
+
+
+@_entry("transpose")
+def _transpose(c: Call, x: Tensor, one: int, other: int) -> Value:
+    _row_axis(c, x, one), _row_axis(c, x, other)
+    return _in_order(c, x, lambda numbers: numbers.transpose(one, other))
+
+
+@_entry("flip", "roll")
+def _moved(c: Call, x: Tensor, *where: Any) -> Value:
+    for axis in where[-1]:
+        _row_axis(c, x, axis)
+    return _in_order(c, x, lambda numbers: torch.roll(numbers, *where) if len(where) > 1 else numbers.flip(*where))
+
+
+def _in_order(c: Call, x: Tensor, move: Callable[[Tensor], Tensor]) -> Value:
+    """The row's elements in the order that `move` gives their numbers: a slice for each run of neighbours."""
+    value, size = c.r.value(x), math.prod(x.shape[1:])
+    if c.b.size(value) == 1:
+        return value
+    order = move(torch.arange(size).view(1, *x.shape[1:])).flatten().tolist()
+    starts = [at for at in range(len(order)) if at == 0 or order[at] != order[at - 1] + 1]
+    if len(starts) > RUNS:
+        raise c.r.untraceable(f"another order of a row in {len(starts)} runs (at most {RUNS})")
+    stops = [*starts[1:], len(order)]
+    return c.b.cat([c.b.slice(value, order[at], stop - at) for at, stop in zip(starts, stops, strict=True)])
 
 
 @_entry("expand")
@@ -579,6 +644,16 @@ def _mean(c: Call, x: Tensor, dims: Any = None, keepdim: bool = False, **_: Any)
 
 def _mean_of(c: Call, part: Value, size: int) -> Value:
     return c.b.mul(c.b.sum(part), c.b.constant(1 / size))
+
+
+@_entry("cumsum")
+def _cumsum(c: Call, x: Tensor, dim: int, dtype: Any = None) -> Value:
+    """The row times a triangle of ones."""
+    if x.dim() != 2 or _row_axis(c, x, dim) != 1:
+        raise c.r.untraceable("a cumulative sum inside groups of a row")
+    size = x.shape[1]
+    ones = c.b.leaf("call", ("ones.default", (_written([size, size]),), (), -1), (size, size), PARAMETER)
+    return product(c, None, _whole(c, x), c.parameter_call("triu.default", ones, shape=(size, size)), size)
 
 
 @_entry("amax")
@@ -735,10 +810,14 @@ def _rand(c: Call, *_: Any, **__: Any) -> Value:
     return _uniform(c, c.out)
 
 
-@_entry("bernoulli", "bernoulli.p", "bernoulli_.float")
-def _bernoulli(c: Call, x: Tensor, p: Any = None, generator: Any = None) -> Value:
-    chance = c(x) if not isinstance(p, float) else c.b.constant(p)
-    return c.b.lt(_uniform(c, x), chance)
+@_entry("bernoulli")
+def _bernoulli(c: Call, x: Tensor, generator: Any = None) -> Value:
+    return c.b.lt(_uniform(c, x), c(x))
+
+
+@_entry("bernoulli.p", "bernoulli_.float")
+def _bernoulli_of(c: Call, x: Tensor, p: float = 0.5, generator: Any = None) -> Value:
+    return c.b.lt(_uniform(c, x), c.b.constant(p))
 
 
 @_entry("native_dropout")

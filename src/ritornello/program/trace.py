@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _record(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: in
     try:
         with (
             torch.no_grad(),
-            torch.autocast(like.device.type, enabled=False),
+            _without_autocast(like.device.type),
             meaning_of_total(recorder.total),
             recorder,
         ):
@@ -73,6 +74,11 @@ def _record(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: in
         raise Untraceable("it does not return its State")
     results = [recorder.result(value, size) for value, size in zip(new, sizes, strict=True)]
     return prune(Program(tuple(b.nodes), tuple(results), tuple(sizes), x_size))
+
+
+def _without_autocast(device: str) -> Any:
+    """Entered only where it is on: a graph that is being exported would record it."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class Recorder(TorchDispatchMode):

@@ -1,0 +1,137 @@
+"""Unfolding as one node of a captured graph: torch.compile and torch.export."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comparison import assert_close, gradients
+from torch import Tensor, nn
+
+import ritornello as rit
+from ritornello.engine.op import unfold as unfold_op
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+CELLS = {
+    "lstm": lambda: rit.LSTM(5, 7),
+    "gru-before": lambda: rit.GRU(5, 7, reset="before"),  # reads parts of a parameter
+    "foreign": lambda: nn.LSTMCell(5, 7),  # adds two biases before the loop
+}
+
+
+class Tagger(nn.Module):
+    """Embedding, unfolding, head: what people compile and export."""
+
+    def __init__(self, cell: nn.Module, **options: Any) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 5)
+        self.unfold = rit.Unfold(cell, executor="cpu", learn_initial=True, **options)
+        self.head = nn.Linear(7, 11)
+
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.head(self.unfold(self.embedding(tokens), lengths=lengths)[0])
+
+
+def targets(graph: torch.fx.GraphModule) -> list[str]:
+    return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_compiled_whole_it_is_one_node_with_the_same_values_and_gradients(cell: str, reverse: bool) -> None:
+    torch._dynamo.reset()
+    model, graphs = Tagger(CELLS[cell](), reverse=reverse), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    parameters = dict(model.named_parameters())
+    for time in (6, 30):
+        tokens = torch.randint(0, 11, (time, 3))
+        for lengths in (None, torch.tensor([time, 2, 0])):
+            found, expected = compiled(tokens, lengths), model(tokens, lengths)
+            assert_close(found, expected)
+            assert_close(gradients(found, parameters), gradients(expected, parameters))
+    sizes = {len(list(graph.graph.nodes)) for graph in graphs if graph is not graphs[0]}
+    assert all(sum("ritornello.unfold" in target for target in targets(graph)) == 1 for graph in graphs)
+    assert max(sizes) < 60, "the graph grows with the number of steps"
+
+
+def test_compiled_by_inductor() -> None:
+    torch._dynamo.reset()
+    model, tokens = Tagger(rit.LSTM(5, 7)), torch.randint(0, 11, (6, 3))
+    compiled = torch.compile(model, fullgraph=True)
+    parameters = dict(model.named_parameters())
+    assert_close(gradients(compiled(tokens), parameters), gradients(model(tokens), parameters))
+
+
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_exported_saved_and_loaded_in_a_new_process(cell: str, tmp_path: Path) -> None:
+    model = Tagger(CELLS[cell]())
+    sizes = {"tokens": {0: torch.export.Dim("time"), 1: torch.export.Dim("batch")}}
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randint(0, 11, (6, 3)),), dynamic_shapes=sizes)
+    torch.export.save(program, tmp_path / "model.pt2")
+    tokens = torch.randint(0, 11, (40, 4))
+    torch.save((tokens, model(tokens).detach()), tmp_path / "expected.pt")
+    script = (
+        "import sys, torch, ritornello.engine\n"
+        "program = torch.export.load(sys.argv[1])\n"
+        "tokens, expected = torch.load(sys.argv[2])\n"
+        "found = program.module()(tokens)\n"
+        "torch.testing.assert_close(found, expected)\n"
+        "found.sum().backward()\n"
+    )
+    files = [str(tmp_path / name) for name in ("model.pt2", "expected.pt")]
+    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_op_by_torchs_own_checks() -> None:
+    plan_cell = rit.GRU(3, 4)
+    unfold = rit.Unfold(plan_cell)
+    from ritornello.engine.op import capture, captured_values
+
+    captured = capture(unfold._number, True)
+    values = [value.detach().requires_grad_() for value in captured_values(captured, plan_cell, torch.float32)]
+    x, state = torch.randn(5, 2, 3, requires_grad=True), torch.randn(2, 4, requires_grad=True)
+    seed = torch.zeros((), dtype=torch.long)
+    for lengths in (None, torch.tensor([5, 2])):
+        for gradients_wanted in (False, True):
+            arguments = (x, [state], [torch.zeros(1, 4)], values, lengths, None, seed, captured.program, False)
+            torch.library.opcheck(
+                unfold_op, (*arguments, gradients_wanted), test_utils=("test_schema", "test_faketensor")
+            )
+
+
+def test_lengths_that_do_not_fit_are_found_when_the_graph_runs() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(Tagger(rit.GRU(5, 7)), fullgraph=True, backend="eager")
+    tokens = torch.randint(0, 11, (6, 3))
+    with pytest.raises(RuntimeError, match="lengths must lie between 0 and 6"):
+        compiled(tokens, torch.tensor([7, 1, 1]))
+
+
+def test_dropout_is_drawn_anew_at_every_call_and_off_in_eval() -> None:
+    class Dropping(rit.LSTM):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            new = super().forward(x, s)
+            return self.State(nn.functional.dropout(new.h, 0.5, self.training), new.c)
+
+    torch._dynamo.reset()
+    model = Tagger(Dropping(5, 7))
+    compiled, tokens = torch.compile(model, fullgraph=True, backend="eager"), torch.randint(0, 11, (6, 3))
+    assert not torch.equal(compiled(tokens), compiled(tokens))
+    model.eval()
+    assert_close(compiled(tokens), model(tokens))
+    assert torch.equal(compiled(tokens), compiled(tokens))

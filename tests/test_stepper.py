@@ -1,0 +1,91 @@
+"""Steppers: one input after the other, the same as the whole sequence at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from comparison import assert_close
+from torch import nn
+
+import ritornello as rit
+from ritornello.errors import ArgumentError
+
+CELLS = {
+    "lstm": lambda: rit.LSTM(5, 7),
+    "gru-before": lambda: rit.GRU(5, 7, reset="before"),
+    "foreign": lambda: nn.GRUCell(5, 7),
+}
+
+
+def walk(step: Any, x: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+    outputs = []
+    for each in x:
+        output, state = step(each, state)
+        outputs.append(output.clone())
+    return torch.stack(outputs), state
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_steps_equal_the_sequence(cell: str, dtype: torch.dtype, rows: int) -> None:
+    unfold = rit.Unfold(CELLS[cell](), learn_initial=True).to(dtype)
+    with torch.no_grad():
+        for field in unfold.initial:
+            field.fill_(0.5)
+        x = torch.randn(9, rows, 5, dtype=dtype)
+        outputs, last = unfold(x)
+    found, state = walk(unfold.stepper(rows), x)
+    assert_close([found, *state], [outputs, *last])
+
+
+def test_one_row_needs_no_axis_and_any_state_may_be_given() -> None:
+    unfold = rit.Unfold(rit.LSTM(5, 7)).double()
+    x = torch.randn(6, 1, 5, dtype=torch.float64)
+    state = (torch.randn(1, 7, dtype=torch.float64), torch.randn(1, 7, dtype=torch.float64))
+    step = unfold.stepper()
+    with torch.no_grad():
+        outputs, last = unfold(x, state)
+    found, end = walk(step, x[:, 0], unfold.cell.State(*state))
+    assert_close([found, *end], [outputs, *last])
+    first, _ = step(x[0])  # no state: from the beginning again
+    with torch.no_grad():
+        assert_close(first, unfold(x[:1])[0][0])
+
+
+def test_an_older_state_goes_on_from_where_it_was_kept() -> None:
+    unfold = rit.Unfold(rit.GRU(5, 7)).double()
+    x, step = torch.randn(4, 1, 5, dtype=torch.float64), unfold.stepper()
+    _, state = step(x[0])
+    kept = type(state)(*(field.clone() for field in state))
+    one = step(x[1], state)[0].clone()
+    step(x[2], None)
+    assert torch.equal(step(x[1], kept)[0], one)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    unfold = rit.Unfold(rit.LSTM(5, 7))
+    step = unfold.stepper()
+    with pytest.raises(
+        ArgumentError, match=r"^x is torch\.float32 of shape \(1, 6\) on cpu; expected torch\.float32 of"
+    ):
+        step(torch.zeros(1, 6))
+    with pytest.raises(ArgumentError, match=r"^x is torch\.float64"):
+        step(torch.zeros(1, 5, dtype=torch.float64))
+    with pytest.raises(ArgumentError, match=r"^state field 'h' has shape \(2, 7\); expected \(1, 7\)"):
+        step(torch.zeros(1, 5), (torch.zeros(2, 7), torch.zeros(2, 7)))
+    with pytest.raises(ArgumentError, match=r"^rows must be a positive integer, not 0"):
+        unfold.stepper(0)
+    with pytest.raises(ArgumentError, match=r"^No stepper in bfloat16"):
+        rit.Unfold(rit.LSTM(5, 7).bfloat16()).stepper()
+
+
+def test_a_cell_without_a_program_has_no_stepper() -> None:
+    class Sorting(rit.GRU):
+        def forward(self, x: torch.Tensor, s: Any) -> Any:
+            return self.State(s.h.sort(-1).values)
+
+    with pytest.raises(ArgumentError, match=r"^No stepper: Sorting cannot be compiled: torch's sort"):
+        rit.Unfold(Sorting(3, 4)).stepper()
