@@ -115,7 +115,7 @@ template <class P> class Engine {
     if (backward_) gradient_memory();
     else if (!call_.frame && in_bulk_) all_frames_ = take(levels_.rows * frame_stride_);
     for (int thread = 0; thread < threads_; ++thread) {
-      bulk_temp_[thread] = take(code_.temp_size);
+      bulk_temp_[thread] = take(code_.temp_size * rows_at_once<T>(code_));
       bulk_scratch_[thread] = take(scratch_stride_ * chunk_rows);
       bulk_work_[thread] = units(P::multiply_workspace(chunk_rows, deepest(code_)));
     }
@@ -161,7 +161,7 @@ template <class P> class Engine {
 
   void lane_memory(Lane<T>& lane) {
     const int64_t rows = levels_.owner ? most_rows_ : lesser(most_rows_, lane.end - lane.begin);
-    lane.temp = take(code_.temp_size);
+    lane.temp = take(code_.temp_size * rows_at_once<T>(code_));
     lane.scratch = take(scratch_stride_ * rows);
     lane.work = units(P::multiply_workspace(static_cast<int>(rows), deepest(code_)));
     lane.frame = backward_ || call_.frame || in_bulk_ ? nullptr : take(frame_stride_ * rows);
@@ -227,6 +227,7 @@ template <class P> class Engine {
     b.seed = call_.seed;
     b.base[CONST] = constant_;
     b.base[TEMP] = temp;
+    b.stride[TEMP] = code_.temp_size;
     b.base[SCRATCH] = scratch;
     b.stride[SCRATCH] = scratch_stride_;
     return b;
@@ -650,7 +651,7 @@ template <class P> struct Steps {
     block.seed = call.seed;
     bind(CONST, take(code.const_size), 0);
     fill_constants(call, block.base[CONST]);
-    bind(TEMP, take(code.temp_size), 0);
+    bind(TEMP, take(code.temp_size * rows_at_once<T>(code)), code.temp_size);
     bind(SCRATCH, take(padded<T>(code.scratch_size) * rows), padded<T>(code.scratch_size));
     bind(FRAME, take(frame_stride(code) * rows), frame_stride(code));
     block.stride[X] = code.input;

@@ -13,13 +13,27 @@ template <class T> RIT_INLINE Vector<T> truth(typename Simd<T>::Mask mask) { ret
 template <class T> RIT_INLINE Vector<T> absolute(Vector<T> x) { return select(x < 0, -x, select(x == 0, Vector<T>{}, x)); }
 template <class T> RIT_INLINE Vector<T> sign(Vector<T> x) { return select(x > 0, Vector<T>{} + 1, select(x < 0, Vector<T>{} - 1, x * 0)); }
 
-// What an instruction is given: rows of numbers, the size of the result, its own number, and who draws at random.
+// What an instruction is given: rows of numbers and how far it is from one to the next, the size of a result, its own
+// number, and who draws at random.
 template <class T> struct Operands {
   T* out;
   const T *a, *b, *c;
-  int n, extra;
+  ptrdiff_t out_stride, a_stride, b_stride, c_stride;
+  int rows, n, extra;
   uint64_t row, seed;
 };
+
+// An instruction runs over several rows at a call: with short rows the calls would cost more than the work.
+template <class T, class F> RIT_INLINE void for_each_row(Operands<T> o, F compute) {
+  for (int row = 0; row < o.rows; ++row) {
+    compute(o);
+    o.out += o.out_stride;
+    o.a += o.a_stride;
+    o.b += o.b_stride;
+    o.c += o.c_stride;
+    ++o.row;
+  }
+}
 
 template <class T, class F> RIT_INLINE void for_each_vector(int n, T* out, F compute) {
   constexpr int L = Simd<T>::lanes;
@@ -28,32 +42,27 @@ template <class T, class F> RIT_INLINE void for_each_vector(int n, T* out, F com
   if (i < n) store_partial(out + i, compute([i, n](const T* from) { return load_partial(from + i, n - i); }), n - i);
 }
 
-#define UNARY(name, result)                                           \
-  template <class T> static void run_##name(const Operands<T>& o) {   \
-    for_each_vector<T>(o.n, o.out, [&](auto at) __attribute__((always_inline)) { \
-      const Vector<T> x = at(o.a);                                    \
-      return result;                                                  \
-    });                                                               \
+#define RIT_ROWS(compute) for_each_row(rows, [](const Operands<T>& o) __attribute__((always_inline)) { compute; })
+#define RIT_VECTORS(result) for_each_vector<T>(o.n, o.out, [&](auto at) __attribute__((always_inline)) { result; })
+
+#define UNARY(name, result)                                             \
+  template <class T> static void run_##name(const Operands<T>& rows) {  \
+    RIT_ROWS(RIT_VECTORS(const Vector<T> x = at(o.a); return result));  \
   }
-#define BINARY(name, result)                                          \
+#define BINARY(name, result)                                                                        \
   template <class T> RIT_INLINE Vector<T> apply_##name(Vector<T> a, Vector<T> b) { return result; } \
-  template <class T> static void run_##name(const Operands<T>& o) {   \
-    for_each_vector<T>(o.n, o.out, [&](auto at) __attribute__((always_inline)) { return apply_##name<T>(at(o.a), at(o.b)); }); \
-  }                                                                   \
-  template <class T> static void run_##name##_vs(const Operands<T>& o) { \
-    const Vector<T> b = broadcast(*o.b);                              \
-    for_each_vector<T>(o.n, o.out, [&](auto at) __attribute__((always_inline)) { return apply_##name<T>(at(o.a), b); }); \
-  }                                                                   \
-  template <class T> static void run_##name##_sv(const Operands<T>& o) { \
-    const Vector<T> a = broadcast(*o.a);                              \
-    for_each_vector<T>(o.n, o.out, [&](auto at) __attribute__((always_inline)) { return apply_##name<T>(a, at(o.b)); }); \
+  template <class T> static void run_##name(const Operands<T>& rows) {                              \
+    RIT_ROWS(RIT_VECTORS(return apply_##name<T>(at(o.a), at(o.b))));                                \
+  }                                                                                                 \
+  template <class T> static void run_##name##_vs(const Operands<T>& rows) {                         \
+    RIT_ROWS(const Vector<T> b = broadcast(*o.b); RIT_VECTORS(return apply_##name<T>(at(o.a), b))); \
+  }                                                                                                 \
+  template <class T> static void run_##name##_sv(const Operands<T>& rows) {                         \
+    RIT_ROWS(const Vector<T> a = broadcast(*o.a); RIT_VECTORS(return apply_##name<T>(a, at(o.b)))); \
   }
-#define TERNARY(name, result)                                         \
-  template <class T> static void run_##name(const Operands<T>& o) {   \
-    for_each_vector<T>(o.n, o.out, [&](auto at) __attribute__((always_inline)) { \
-      const Vector<T> a = at(o.a), b = at(o.b), c = at(o.c);          \
-      return result;                                                  \
-    });                                                               \
+#define TERNARY(name, result)                                                                               \
+  template <class T> static void run_##name(const Operands<T>& rows) {                                      \
+    RIT_ROWS(RIT_VECTORS(const Vector<T> a = at(o.a); const Vector<T> b = at(o.b); const Vector<T> c = at(o.c); return result)); \
   }
 #define OTHER(name)
 #include "ops.def"
@@ -84,42 +93,49 @@ template <class T> RIT_INLINE T inner(const T* a, const T* b, int n) {
   return sum_lanes<T>(sum);
 }
 
-template <class T> static void run_sum(const Operands<T>& o) { *o.out = total(o.a, o.extra); }
-
-template <class T> static void run_max(const Operands<T>& o) {
-  T largest = o.a[0];
-  for (int i = 1; i < o.extra; ++i) largest = o.a[i] > largest || o.a[i] != o.a[i] ? o.a[i] : largest;
-  *o.out = largest;
+template <class T> static void run_sum(const Operands<T>& rows) {
+  RIT_ROWS(*o.out = total(o.a, o.extra));
 }
 
-template <class T> static void run_expand(const Operands<T>& o) {
-  const Vector<T> value = broadcast(*o.a);
-  for_each_vector<T>(o.n, o.out, [&](auto) { return value; });
+template <class T> RIT_INLINE T largest(const T* a, int n) {
+  T most = a[0];
+  for (int i = 1; i < n; ++i) most = a[i] > most || a[i] != a[i] ? a[i] : most;
+  return most;
+}
+
+template <class T> static void run_max(const Operands<T>& rows) {
+  RIT_ROWS(*o.out = largest(o.a, o.extra));
+}
+
+template <class T> static void run_expand(const Operands<T>& rows) {
+  RIT_ROWS(const Vector<T> value = broadcast(*o.a); for_each_vector<T>(o.n, o.out, [&](auto) { return value; }));
 }
 
 // a and b to all a[i] * b[j]; extra is the size of b.
-template <class T> static void run_outer(const Operands<T>& o) {
+template <class T> RIT_INLINE void outer(const Operands<T>& o) {
   for (int i = 0; i < o.n / o.extra; ++i) {
     const Vector<T> value = broadcast(o.a[i]);
     for_each_vector<T>(o.extra, o.out + i * o.extra, [&](auto at) __attribute__((always_inline)) { return value * at(o.b); });
   }
 }
 
+template <class T> static void run_outer(const Operands<T>& rows) {
+  RIT_ROWS(outer(o));
+}
+
 // The matrix a, with rows of extra elements, times the vector b.
-template <class T> static void run_outer_right(const Operands<T>& o) {
-  for (int i = 0; i < o.n; ++i) o.out[i] = inner(o.a + static_cast<ptrdiff_t>(i) * o.extra, o.b, o.extra);
+template <class T> static void run_outer_right(const Operands<T>& rows) {
+  RIT_ROWS(for (int i = 0; i < o.n; ++i) o.out[i] = inner(o.a + static_cast<ptrdiff_t>(i) * o.extra, o.b, o.extra));
 }
 
 // The vector b of extra elements times the matrix a.
-template <class T> static void run_outer_left(const Operands<T>& o) {
-  for_each_vector<T>(o.n, o.out, [&](auto at) __attribute__((always_inline)) {
-    Vector<T> sum{};
-    for (int i = 0; i < o.extra; ++i) sum += broadcast(o.b[i]) * at(o.a + static_cast<ptrdiff_t>(i) * o.n);
-    return sum;
-  });
+template <class T> static void run_outer_left(const Operands<T>& rows) {
+  RIT_ROWS(RIT_VECTORS(Vector<T> sum{}; for (int i = 0; i < o.extra; ++i) sum += broadcast(o.b[i]) * at(o.a + static_cast<ptrdiff_t>(i) * o.n); return sum));
 }
 
-template <class T> static void run_uniform(const Operands<T>& o) { uniform(o.out, o.n, o.seed, o.row, o.extra); }
+template <class T> static void run_uniform(const Operands<T>& rows) {
+  RIT_ROWS(uniform(o.out, o.n, o.seed, o.row, o.extra));
+}
 
 template <class T> using Run = void (*)(const Operands<T>&);
 
@@ -158,17 +174,28 @@ template <class T> struct Block {
   void* workspace;  // of the products
 };
 
+// Rows that instructions take at a call: as many as leave their intermediate values in the first cache.
+template <class T> static inline int rows_at_once(const Code& code) {
+  constexpr int room = 8192 / sizeof(T), most = 16;
+  const int fitting = room / (code.temp_size + 1);
+  return fitting < 1 ? 1 : fitting > most ? most : fitting;
+}
+
 template <class T> static void run_instructions(const Code& code, const Step& step, const Block<T>& block) {
   const Run<T>* const table = instructions<T>();
   const Instruction* const first = code.instructions.data() + step.first;
-  const int spaces = code.spaces();
+  const int spaces = code.spaces(), group = rows_at_once<T>(code);
+  const ptrdiff_t* const stride = block.stride;
   T* at[most_spaces];
   for (int space = 0; space < spaces; ++space) at[space] = block.base[space];
-  for (int row = 0; row < block.rows; ++row) {
+  for (int row = 0; row < block.rows; row += group) {
+    const int rows = smaller(group, block.rows - row);
+    const uint64_t number = static_cast<uint64_t>(block.number + row);
     for (const Instruction* i = first; i < first + step.count; ++i)
-      table[i->op]({at[i->out.space] + i->out.offset, at[i->a.space] + i->a.offset, at[i->b.space] + i->b.offset, at[i->c.space] + i->c.offset, i->size,
-                    i->extra, static_cast<uint64_t>(block.number + row), block.seed});
-    for (int space = 0; space < spaces; ++space) at[space] += block.stride[space];
+      table[i->op]({at[i->out.space] + i->out.offset, at[i->a.space] + i->a.offset, at[i->b.space] + i->b.offset, at[i->c.space] + i->c.offset,
+                    stride[i->out.space], stride[i->a.space], stride[i->b.space], stride[i->c.space], rows, i->size, i->extra, number, block.seed});
+    for (int space = 0; space < spaces; ++space)
+      if (space != TEMP) at[space] += group * stride[space];
   }
 }
 

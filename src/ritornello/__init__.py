@@ -26,7 +26,10 @@ _HOMES = {
     "load": "tasks",
     "total": "cells",
 }
-_MODULES = ("cells", "data", "engine", "errors", "executors", "models", "nn", "program", "structures", "tasks", "training")
+_MODULES = (
+    *("cells", "data", "engine", "errors", "executors", "models"),
+    *("nn", "program", "structures", "tasks", "training"),
+)
 
 __all__ = [
     "GRU",
