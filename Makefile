@@ -1,11 +1,12 @@
 # make demo: a trained language model in minutes · make test: the whole suite · make lint · make bench
 # make build: the extension, into src/ritornello (the others call it) · make wheel: into dist
+# make sanitize: the engine under AddressSanitizer, ThreadSanitizer and between guard pages, some minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench build wheel clean
+.PHONY: demo test lint format bench build wheel sanitize clean
 
 # torch goes first and by its exact version: other spellings can pull gigabytes of GPU libraries.
 $(READY): pyproject.toml constraints.txt
@@ -29,6 +30,18 @@ wheel: $(READY)
 	RITORNELLO_REQUIRE_EXTENSION=1 $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
 
+# Programs recorded by Python, run without it; then wrong ones.
+sanitize: build
+	$(BIN)/python tests/native/record.py build/recorded
+	@for watch in pages address thread; do \
+		echo "The engine, watched by: $$watch"; \
+		$(BIN)/cmake -S . -B build/sanitize-$$watch -G Ninja -Wno-unused-cli -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" \
+			-DPython_EXECUTABLE="$(abspath $(BIN))/python" -DRITORNELLO_WATCH=$$watch >/dev/null && \
+		$(BIN)/cmake --build build/sanitize-$$watch --target driver -- --quiet && \
+		build/sanitize-$$watch/driver replay build/recorded/*.txt && \
+		{ test $$watch = thread || build/sanitize-$$watch/driver malformed 3000 build/recorded/*.txt; } || exit 1; \
+	done
+
 demo: build
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
@@ -45,6 +58,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: build
+	$(BIN)/rit bench
 	$(BIN)/python benchmarks/parity.py
 
 clean:

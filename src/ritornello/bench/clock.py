@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TURNS = 10  # that the budget is divided into; whoever is too slow for that has fewer
-LEAST = 3
+LEAST = 3  # turns, and calls a turn of whoever is quick enough
 
 
 @dataclass
@@ -47,16 +47,14 @@ def interleave(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[s
         turns = 0
         while turns < LEAST or time.perf_counter() < end:
             for name, call in calls.items():
-                spent = 0.0
-                while True:
+                spent, count = 0.0, 0
+                while spent < turn or (count < LEAST and spent < 4 * turn):
                     began = time.perf_counter()
                     result = call()
                     took = time.perf_counter() - began
                     del result  # outside the timed part
-                    spent += took
+                    spent, count = spent + took, count + 1
                     found[name].append(took)
-                    if spent >= turn:
-                        break
             turns += 1
     finally:
         if was_on:

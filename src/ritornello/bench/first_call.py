@@ -94,9 +94,12 @@ class Profile:
             for name in names:
                 owner: Any = sys.modules.get("ritornello._core") if phase == "machine" else ritornello.program
                 original: Any = getattr(owner, name, None)
+                if original is None:
+                    continue
+                counted = self.timed(phase, original)
                 for module in modules:
-                    if original is not None and getattr(module, name, None) is original:
-                        setattr(module, name, self.timed(phase, original))
+                    if getattr(module, name, None) is original:
+                        setattr(module, name, counted)
         builtins.__import__ = self.timed("imports", builtins.__import__)
 
 

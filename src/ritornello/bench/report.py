@@ -13,7 +13,7 @@ from ritornello.bench.first_call import PHASES
 from ritornello.bench.goals import Goal
 from ritornello.bench.sections import DENSE, LOOP, NN, OURS, PADDED, SCAN, Row
 
-WIDE = 160  # of text that is piped
+WIDE = 180  # of text that is piped
 
 
 class Report:
@@ -66,7 +66,7 @@ class Report:
             else f"{hand_over:.1f} µs, an empty parallel region of torch",
             "measured": f"{facts['dtype']}, seed {facts['seed']}, {facts['seconds']:g} s a case; "
             "ms is the least of all calls; ceiling, our rate as a share of the fastest product's beside us; "
-            "×, how many times as long as we the one to the left takes",
+            "×, how many times as long as we the one to its left takes; per token, our ragged cost over our dense one",
         }
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, text in lines.items():
@@ -90,7 +90,7 @@ class Report:
         for name in others:
             table.add_column(titles.get(name, name), justify="right", min_width=9)
             table.add_column("×", justify="right", min_width=5)
-        table.add_column("a token / dense" if ragged else "", justify="right")
+        table.add_column("per token" if ragged else "", justify="right")
         table.add_column("compile s", justify="right")
         for row in rows:
             mine = row.times[OURS]
@@ -124,6 +124,11 @@ class Report:
         for goal in goals:
             table.add_row({True: "holds", False: "FAILS", None: "-"}[goal.holds], goal.name, goal.found)
         self._print(table)
+
+    def drift(self, least: float, most: float) -> None:
+        self.console.print(f"The ceiling lay between {least:.1f} and {most:.1f} GFLOP/s.", highlight=False)
+        if least < 0.9 * most:
+            self.console.print("That is no quiet machine: measure again before you believe any of it.", highlight=False)
 
     def _print(self, table: Table) -> None:
         self.console.print(table, highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ritornello.bench import scan
 from ritornello.bench.ceiling import Ceiling
-from ritornello.bench.check import agree
+from ritornello.bench.check import Oracle
 from ritornello.bench.clock import interleave
 from ritornello.bench.contenders import Answer, Case, Contender, loop, make_case, ours, torch_nn
 from ritornello.bench.first_call import first_calls
@@ -165,15 +164,12 @@ def _done(name: str, case: Case, flops: float, ceiling: Ceiling) -> float:
 
 
 def verify(case: Case, contenders: list[Contender]) -> dict[str, float]:
-    """The largest relative difference of each contender from the loop, which for half precision runs in single.
+    """The largest relative difference of each contender from the loop.
 
     Raises:
         Mismatch: one beyond the tolerance.
     """
-    dtype = case.x.dtype
-    oracle_case = case.to(torch.float32) if dtype == torch.bfloat16 else case
-    oracle = loop(oracle_case)
-    expected = oracle.answer(oracle.both())
+    oracle = Oracle(case)
     found = {}
     for contender in contenders:
         if case.lengths is not None and contender.name in (DENSE, PADDED):
@@ -181,10 +177,8 @@ def verify(case: Case, contenders: list[Contender]) -> dict[str, float]:
             contender.forward()
             continue  # they run on where the sequences end
         where = f"{contender.name} at {tuple(case.x.shape)} with {type(case.cell).__name__}"
-        answer = contender.answer(contender.both())
-        found[contender.name] = agree(where, answer, expected, dtype)
-        alone = Answer(contender.outputs(contender.forward()), {})
-        agree(f"{where}, forward alone,", alone, expected, dtype)
+        found[contender.name] = oracle.agree(where, contender.answer(contender.both()), contender.name != OURS)
+        oracle.agree(f"{where}, forward alone,", Answer(contender.outputs(contender.forward()), {}))
     return found
 
 
@@ -210,8 +204,6 @@ def _executor(case: Case) -> tuple[str, str]:
     cell = case.cell
     rows = case.x.reshape(-1, size)
     request = Request(cell, rows, cell.zero_state(batch, rows), cell.zero_state(1, rows), chain(time, batch))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        chosen = choose(case.executor, request)
+    chosen = choose(case.executor, request)
     reasons = [reason for executor in EXECUTORS.values() if (reason := executor.supports(request)) is not None]
     return chosen.name, f"{chosen.name}: {reasons[0]}" if case.executor == "auto" and reasons else ""

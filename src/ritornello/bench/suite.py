@@ -35,6 +35,9 @@ class Watch(Protocol):
     def goals(self, goals: list[Goal]) -> None:
         """What was promised."""
 
+    def drift(self, least: float, most: float) -> None:
+        """Between which rates, in GFLOP/s, the fastest product moved while all was measured."""
+
 
 def run(settings: Settings, watch: Watch) -> dict[str, Any]:
     """Measures, and tells the watcher as it goes.
@@ -105,6 +108,7 @@ def _run(settings: Settings, watch: Watch) -> dict[str, Any]:
     rates = [ceiling.rate / 1e9, *(row.times["ceiling"]["gflops"] for row in rows)]
     goals = judge(rows, first, max(rates))
     watch.goals(goals)
+    watch.drift(min(rates), max(rates))
     return {
         "header": header,
         "rows": [row.as_dict() for row in rows],

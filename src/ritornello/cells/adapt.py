@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +16,14 @@ from ritornello.cells.cell import Cell
 from ritornello.errors import ArgumentError
 
 _ROWS = 3  # rows of the trial calls; no state has so many fields that one could be unpacked from them by mistake
-_INPUT_NAMES = ("input_size", "in_features", "input_dim", "in_dim", "n_input", "n_in", "ninp", "d_input", "d_in")
-_HIDDEN_NAMES = ("hidden_size", "hidden_dim", "n_hidden", "nhid", "out_features", "units", "num_units", "d_hidden")
+_INPUT_NAMES = (
+    *("input_size", "in_features", "input_dim", "in_dim", "n_input", "n_in", "ninp", "d_input", "d_in", "embed_dim"),
+)
+_HIDDEN_NAMES = (
+    *("hidden_size", "hidden_dim", "n_hidden", "nhid", "out_features", "units", "num_units", "d_hidden", "state_size"),
+)
+
+Shape = tuple[int, ...]
 
 
 class _Style(NamedTuple):
@@ -31,11 +40,13 @@ class Adapted(Cell):
     Taken as they are: `forward(x, state)` with the state a tensor or a tuple of tensors, also spread over arguments,
     `forward(x, h, c)`; what comes back is the new state alone, or an output and the new state. `torch.nn.LSTMCell`,
     `GRUCell` and `RNNCell` are such modules. A module whose state may be left out is asked for its own first state.
+    A field that the module sees with more axes, such as a matrix memory, is a field of rows here, flattened.
 
     Args:
         module: the module.
         input_size: features of x. Default: what the module's `input_size` says (or one of the usual other names).
-        state_sizes: features of each field of the state. Default: found by calling the module on a few rows.
+        state_sizes: features of each field of the state, or, of one with more axes, its shape: `(4, (4, 4))`. One
+            number stands for one to four fields of that size. Default: found by calling the module on a few rows.
 
     Raises:
         ArgumentError: a module that is not understood, with what was tried.
@@ -47,35 +58,41 @@ class Adapted(Cell):
     """
 
     def __init__(
-        self, module: nn.Module, input_size: int | None = None, state_sizes: int | Sequence[int] | None = None
+        self, module: nn.Module, input_size: int | None = None, state_sizes: int | Sequence[int | Shape] | None = None
     ) -> None:
         name = type(module).__name__
         input_size = _size(module, input_size, _INPUT_NAMES)
         if input_size is None:
             raise ArgumentError(f"{name} does not tell the size of its input; say input_size=... beside it.")
-        if isinstance(state_sizes, int):
-            state_sizes = (state_sizes,)
-        style, sizes, fields = _understand(module, input_size, state_sizes)
-        super().__init__(input_size, sizes[0])
+        style, shapes, fields = _understand(module, input_size, state_sizes)
+        super().__init__(input_size, math.prod(shapes[0]))
         self.module = module
-        self.State = namedtuple("State", fields)  # type: ignore[misc, assignment]
-        self._style, self._sizes = style, sizes
+        self._style, self._shapes, self._fields = style, shapes, fields
         self._extra = len(fields) > style.fields
+
+    @property
+    def State(self) -> Any:
+        """The type of the state."""
+        return _state_type(self._fields)
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
         """Features of each field."""
-        return self._sizes
+        return tuple(math.prod(shape) for shape in self._shapes)
 
     def forward(self, x: Tensor, s: Any) -> Any:
-        result = self._style.call(self.module, x, tuple(s)[self._extra :])
-        output, new = _apart(result, self._style.fields)
-        if self._extra:
-            return self.State(output, *new)
-        return self.State(*new)
+        given = [f.unflatten(-1, shape) if len(shape) > 1 else f for f, shape in zip(s, self._shapes, strict=True)]
+        output, new = _apart(self._style.call(self.module, x, tuple(given)[self._extra :]), self._style.fields)
+        fields = (output, *new) if self._extra else new
+        return self.State(*(field.flatten(x.dim() - 1) for field in fields))  # type: ignore[union-attr]
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, state as {self._style.name}"
+
+
+@cache
+def _state_type(fields: tuple[str, ...]) -> Any:
+    return namedtuple("State", fields)
 
 
 def _size(module: nn.Module, given: int | None, names: Sequence[str]) -> int | None:
@@ -103,28 +120,32 @@ def _together(module: nn.Module, x: Tensor, state: tuple[Tensor, ...]) -> Any:
 
 
 def _understand(
-    module: nn.Module, input_size: int, sizes: Sequence[int] | None
-) -> tuple[_Style, tuple[int, ...], tuple[str, ...]]:
-    """The first style in which the module takes a state and gives one back alike: its style, sizes and field names."""
+    module: nn.Module, input_size: int, sizes: int | Sequence[int | Shape] | None
+) -> tuple[_Style, tuple[Shape, ...], tuple[str, ...]]:
+    """The first style in which the module takes a state and gives one back alike: its style, shapes, field names."""
     name = type(module).__name__
     like = next(module.parameters(), torch.zeros(()))
     x = torch.zeros(_ROWS, input_size, dtype=like.dtype, device=like.device)
-    hidden = _size(module, None, _HIDDEN_NAMES)
+    hidden = sizes if isinstance(sizes, int) else _size(module, None, _HIDDEN_NAMES)
     tried = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with _untouched(module), torch.random.fork_rng(devices=[]):
         own = _own_first_state(module, x) if sizes is None else None
-        guesses = [sizes] if sizes is not None else ([own] if own else [])
-        if sizes is None and hidden is not None:
-            guesses += [(hidden,) * count for count in (1, 2, 3, 4)]
+        guesses = [own] if own else []
+        if isinstance(sizes, Sequence):
+            guesses = [tuple((size,) if isinstance(size, int) else tuple(size) for size in sizes)]
+        elif hidden is not None:
+            guesses += [((hidden,),) * count for count in (1, 2, 3, 4)]
         if not guesses:
             raise ArgumentError(f"{name} does not tell the sizes of its state; say state_sizes=... beside it.")
         for guess in guesses:
             for style in _styles([len(guess)]):
                 try:
-                    result = style.call(module, x, tuple(x.new_zeros(_ROWS, size) for size in guess))
+                    result = style.call(module, x, tuple(x.new_zeros(_ROWS, *shape) for shape in guess))
                     output, new = _apart(result, len(guess))
-                    if all(tuple(n.shape) == (_ROWS, size) for n, size in zip(new, guess, strict=True)):
-                        return _settled(style, output, new, tuple(guess))
+                    if style.call is _spread and len({id(n) for n in new}) < len(new):
+                        raise ArgumentError("it gave back one tensor twice, as an output and the new state")
+                    if all(_flat(n) == (_ROWS, math.prod(shape)) for n, shape in zip(new, guess, strict=True)):
+                        return _settled(style, output, new, guess)
                     tried.append(f"{style.name}: it gave back other shapes")
                 except Exception as error:
                     tried.append(f"{style.name}: {type(error).__name__}: {error}")
@@ -135,16 +156,37 @@ def _understand(
     )
 
 
-def _own_first_state(module: nn.Module, x: Tensor) -> tuple[int, ...] | None:
-    """The sizes of the state that the module gives when it is called without one."""
+def _flat(tensor: Tensor) -> Shape:
+    """The tensor's shape with each row flattened."""
+    return (tensor.shape[0], math.prod(tensor.shape[1:])) if tensor.dim() > 1 else tuple(tensor.shape)
+
+
+@contextmanager
+def _untouched(module: nn.Module) -> Iterator[None]:
+    """For trial calls, as in training: buffers, such as running means, stay as they were, and scripts unspecialised."""
+    named = [(owner, *each) for owner in module.modules() for each in owner.named_buffers(recurse=False)]
+    before = [(owner, name, buffer, buffer.clone()) for owner, name, buffer in named]
+    try:
+        with torch.enable_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            yield
+    finally:
+        for owner, name, buffer, value in before:
+            with torch.no_grad():
+                setattr(owner, name, buffer.copy_(value))
+
+
+def _own_first_state(module: nn.Module, x: Tensor) -> tuple[Shape, ...] | None:
+    """The shapes of the state that the module gives when it is called without one."""
     try:
         result = module(x)
     except Exception:  # it wants a state: what it then takes is tried next
         return None
     if isinstance(result, Tensor):
-        return (result.shape[-1],)
+        result = (result,)
     tensors = result[-1] if len(result) == 2 and isinstance(result[1], (tuple, list)) else result
-    return tuple(t.shape[-1] for t in tensors) if all(isinstance(t, Tensor) and t.dim() == 2 for t in tensors) else None
+    if not all(isinstance(t, Tensor) and t.dim() > 1 and t.shape[0] == _ROWS for t in tensors):
+        return None
+    return tuple(tuple(t.shape[1:]) for t in tensors)
 
 
 def _apart(result: Any, fields: int) -> tuple[Tensor | None, tuple[Tensor, ...]]:
@@ -159,13 +201,15 @@ def _apart(result: Any, fields: int) -> tuple[Tensor | None, tuple[Tensor, ...]]
             return result[0], state
     if len(result) == fields + 1 and all(isinstance(value, Tensor) for value in result):
         return result[0], tuple(result[1:])
+    if fields > 1 and [isinstance(value, Tensor) for value in result[: fields + 1]] == [True] * fields + [False]:
+        return None, tuple(result[:fields])  # what follows the state is left aside
     raise ArgumentError(f"it gave back {len(result)} values for a state of {fields}")
 
 
 def _settled(
-    style: _Style, output: Tensor | None, new: tuple[Tensor, ...], sizes: tuple[int, ...]
-) -> tuple[_Style, tuple[int, ...], tuple[str, ...]]:
-    fields = ("h", "c", *(f"s{k}" for k in range(2, len(sizes))))[: len(sizes)]
+    style: _Style, output: Tensor | None, new: tuple[Tensor, ...], shapes: tuple[Shape, ...]
+) -> tuple[_Style, tuple[Shape, ...], tuple[str, ...]]:
+    fields = ("h", "c", *(f"s{k}" for k in range(2, len(shapes))))[: len(shapes)]
     if output is None or output is new[0]:
-        return style, sizes, fields
-    return style, (output.shape[-1], *sizes), ("output", *fields)
+        return style, shapes, fields
+    return style, (_flat(output)[1:], *shapes), ("output", *fields)

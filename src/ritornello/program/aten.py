@@ -19,6 +19,7 @@ Translation = Callable[..., Any]
 TABLE: dict[str, Translation] = {}
 GROUPS = 16  # rows that a cell sees as (groups, size): how many groups are written out one by one
 RUNS = GROUPS**2  # a row put into another order: how many runs of neighbours it may fall into
+NUMBERS = ("_local_scalar_dense", "item", "is_nonzero", "equal")  # answers for Python
 FACTORIES = ("eye", "arange", "linspace")  # tensors made of numbers alone, the same in every call
 
 
@@ -41,13 +42,15 @@ def translate(r: Recorder, func: Any, args: Any, kwargs: Any, tensors: Sequence[
         return
     in_place = base.endswith("_") and not base.endswith("__")
     rates = [r.builder.rate(r.value(t)) for t in tensors]
+    if base in NUMBERS:
+        raise r.untraceable("asking for a number that depends on data, as `if tensor` and .item() do")
     if base in FACTORIES or (PARAMETER in rates and max(rates) == PARAMETER and not in_place):
         if not _parameter_rows(r, base, args, out):
             _parameters_alone(r, base, func, args, kwargs, out)
         return
     entry = TABLE.get(f"{base}.{overload}") or TABLE.get(base) or (TABLE.get(base[:-1]) if in_place else None)
     if entry is None:
-        raise r.untraceable(_no_word(base))
+        raise r.untraceable(f"torch's {base}")
     value = entry(Call(r, out), *args, **kwargs)
     outputs = out if isinstance(out, (tuple, list)) else (out,)
     values = value if isinstance(value, (tuple, list)) else (value,)
@@ -58,12 +61,6 @@ def translate(r: Recorder, func: Any, args: Any, kwargs: Any, tensors: Sequence[
             r.overwrite(args[0], each)
         else:
             r.bind(tensor, each)
-
-
-def _no_word(base: str) -> str:
-    if base in ("_local_scalar_dense", "item", "is_nonzero", "equal"):
-        return "asking for a number that depends on data, as `if tensor` and .item() do"
-    return f"torch's {base}"
 
 
 class Call:

@@ -438,6 +438,8 @@ class _Lowering:
             if self.d_x is not None:
                 self._results([self.d_x], [DX], AFTER)
         reductions = self._reductions()
+        for items in self.items:
+            _sink(items)
         self._read_and_written()
         sizes = self._allocate()
         return Code(
@@ -588,6 +590,38 @@ class _Lowering:
         if item.op == "product":
             return Product(item.size, out, args[0] if item.start else None, item.extra, args[item.start :])
         return Instruction(item.op, item.size, out, args, item.extra)
+
+
+def _sink(items: list[_Item]) -> None:
+    """Moves an instruction whose result is kept behind the last reader of an argument whose place it could take."""
+    for item in list(items):
+        at, view = items.index(item), _kept_argument(item)
+        readers = [k for k in range(at + 1, len(items)) if view is not None and _reads(items[k], view)]
+        if not readers:
+            continue
+        between = items[at + 1 : readers[-1] + 1]
+        if not any(_in_the_way(other, item) for other in between):
+            items.insert(readers[-1], items.pop(at))
+
+
+def _kept_argument(item: _Item) -> _View | None:
+    """An argument of the result's size that another routine left in the frame."""
+    if item.op == "product" or not item.out.slot.kept:
+        return None
+    here, size = item.out.slot.routine, item.out.size
+    kept = (arg for arg in item.args if arg.slot.place is None and arg.slot.routine != here and arg.size == size)
+    return next(kept, None)
+
+
+def _in_the_way(other: _Item, item: _Item) -> bool:
+    """Whether the item cannot be moved behind the other."""
+    writes = any(other.out.slot is arg.slot for arg in item.args)
+    return other.op == "product" or _reads(other, item.out) or other.out.slot is item.out.slot or writes
+
+
+def _reads(item: _Item, view: _View) -> bool:
+    end = view.offset + view.size
+    return any(arg.slot is view.slot and arg.offset < end and view.offset < arg.offset + arg.size for arg in item.args)
 
 
 def _ends(slot: _Slot) -> Iterable[tuple[int, int, tuple[int, int]]]:

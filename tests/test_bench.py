@@ -1,0 +1,422 @@
+"""`rit bench`: it runs, it tells all it measured, and it times nothing that is wrong. No test looks at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ritornello as rit
+from ritornello.bench import ceiling, cells, contenders, roster, scan, settings, steps
+from ritornello.bench.check import Mismatch, Oracle
+from ritornello.bench.clock import Times, interleave
+from ritornello.bench.contenders import Answer, make_case
+from ritornello.bench.goals import judge
+from ritornello.bench.report import Report
+from ritornello.bench.roster import ROSTER, entries
+from ritornello.bench.sections import BOTH, FORWARD, LOOP, NN, OURS, SCAN, Row, weights_read
+from ritornello.cells import Cell
+from ritornello.cli import main
+
+QUICK = ("--seconds", "0.01", "--no-scan")
+STRANGERS = """
+    from collections import namedtuple
+    import torch, ritornello as rit
+    from torch import nn
+
+    class Mine(rit.Cell):
+        State = namedtuple("State", "h m")
+
+        def __init__(self, input_size, hidden_size):
+            super().__init__(input_size, hidden_size)
+            self.A = nn.Linear(input_size + hidden_size, hidden_size)
+
+        def forward(self, x, s):
+            m = 0.5 * s.m + torch.tanh(self.A(torch.cat([x, s.h], -1)))
+            return self.State(torch.sigmoid(m) * m, m)
+
+    class Plain(nn.LSTMCell):
+        pass
+
+    class Dice(Mine):
+        def forward(self, x, s):
+            return super().forward(x + torch.rand_like(x), s)
+
+    class Needy(nn.Module):
+        def __init__(self, input_size, hidden_size, more):
+            super().__init__()
+
+    number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path, monkeypatch):
+    """A folder of its own, a small ceiling and small sequences of different lengths."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ceiling, "SIZES", ((16, 16, 16), (32, 16, 32)))
+    monkeypatch.setattr(settings, "RAGGED", (12, 3, 4))
+    monkeypatch.setattr(settings, "DENSE", ((3, 2, 4),))
+    Path("mine.py").write_text(textwrap.dedent(STRANGERS))
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    """Types `rit bench`: the status, what it said, what it complained of."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["rit", "bench", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        return exit_.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+class TestCommand:
+    def test_everything_that_was_measured_is_in_the_file(self, shell):
+        threads = torch.get_num_threads()
+        status, out, error = shell("--cell", "lstm", "--cell", "peephole", *QUICK, "--threads", 1, "--json", "o.json")
+        assert (status, error) == (0, "")
+        assert torch.get_num_threads() == threads
+        for text in ("T 3, B 2, H 4", "T 1 to 12, B 3, H 4", "First call", "Goals", "ceiling", "seed 0"):
+            assert text in out
+        found = json.loads(Path("o.json").read_text())
+        assert list(found) == ["header", "rows", "ceiling_gflops", "first_call", "goals"]
+        header = found["header"]
+        assert header["threads"] == 1
+        assert header["torch"] == torch.__version__
+        assert {"device", "instruction_set", "commit", "dtype", "seed", "jax", "hand_over_us"} <= set(header)
+        assert set(header["ceiling"]) == {"call", "gflops", "others"}
+        assert "torch.mm" in header["ceiling"]["others"]
+        rows = found["rows"]
+        expected = [(s, c, w) for s in ("dense", "ragged") for c in ("lstm", "peephole") for w in (FORWARD, BOTH)]
+        assert [(row["section"], row["cell"], row["what"]) for row in rows] == expected
+        for row in rows:
+            others = {LOOP} | ({NN} if row["cell"] == "lstm" else set())
+            asked = others | {OURS, "ceiling"}
+            if row["section"] == "ragged":
+                asked |= {"ritornello dense"} | ({"torch.nn padded"} if row["cell"] == "lstm" else set())
+            assert set(row["times"]) == asked
+            assert {OURS, *others} <= set(row["differences"])
+            assert {name for name, ratio in row["ratios"].items() if ratio} == asked & set(row["ratios"])
+            assert (row["per_token"] is not None) == (row["section"] == "ragged")
+            assert row["flops"] == 2 * row["tokens"] * 8 * 16 * (3 if row["what"] == BOTH else 1)
+            for each in row["times"].values():
+                assert set(each) == {"best_ms", "median_ms", "calls", "gflops"}
+                assert each["calls"] >= 3
+        assert [each["cell"] for each in found["first_call"]] == ["lstm", "peephole"]
+        for each in found["first_call"]:
+            assert set(each) == {"cell", "first_ms", "second_ms", "import_ms", "phases"}
+            assert set(each["phases"]) == {"trace", "passes", "adjoint", "lowering", "machine", "rest"}
+        assert len(found["goals"]) == 15
+        assert all(set(goal) == {"name", "holds", "found"} for goal in found["goals"])
+
+    @pytest.mark.parametrize(
+        ("words", "sections", "first"),
+        [
+            (("--shape", "2,1,3", "--shape", "4,2,3"), {"dense": 2}, False),
+            (("--ragged",), {"ragged": 1}, False),
+            (("--no-ragged", "--no-first-call"), {"dense": 1}, False),
+            (("--shape", "2,1,3", "--ragged"), {"dense": 1, "ragged": 1}, False),
+            (("--first-call",), {}, True),
+        ],
+    )
+    def test_sections(self, words, sections, first, shell):
+        assert shell(*words, "--cell", "elman", "--forward", *QUICK, "--json", "o.json")[0] == 0
+        found = json.loads(Path("o.json").read_text())
+        names = [row["section"] for row in found["rows"]]
+        assert {name: names.count(name) for name in names} == sections
+        assert all(row["what"] == FORWARD for row in found["rows"])
+        assert bool(found["first_call"]) == first
+
+    @pytest.mark.parametrize("name", ["Mine", "Plain"])
+    def test_a_stranger(self, name, shell):
+        assert shell("--cell", f"mine.py:{name}", "--shape", "3,2,4", "--ragged", *QUICK, "--json", "o.json")[0] == 0
+        rows = json.loads(Path("o.json").read_text())["rows"]
+        assert len(rows) == 4
+        assert all("calls the cell" in row["notes"][LOOP] for row in rows)
+
+    def test_a_strangers_first_call(self, shell):
+        assert shell("--cell", "mine.py:Mine", "--first-call", *QUICK, "--json", "o.json")[0] == 0
+        (found,) = json.loads(Path("o.json").read_text())["first_call"]
+        assert found["phases"]["trace"] > 0
+
+    @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+    def test_dtypes(self, dtype, shell):
+        status, out, _ = shell("--cell", "gru", "--shape", "3,2,4", "--dtype", dtype, *QUICK)
+        assert status == 0
+        assert dtype in out
+
+    def test_another_executor(self, shell):
+        words = ("--cell", "gru", "--shape", "3,2,4", "--executor", "reference", *QUICK, "--json", "o.json")
+        assert shell(*words)[0] == 0
+        assert {row["executor"] for row in json.loads(Path("o.json").read_text())["rows"]} == {"reference"}
+
+    def test_a_wrong_contender_ends_it(self, shell, monkeypatch):
+        right = steps.lstm
+
+        def wrong(o, w):
+            step = right(o, w)
+            return lambda p, s: tuple(1.001 * field for field in step(p, s))
+
+        monkeypatch.setitem(steps.STEPS, rit.LSTM, wrong)
+        status, out, error = shell("--cell", "lstm", "--shape", "3,2,4", *QUICK, "--json", "o.json")
+        assert status == 1
+        assert "GFLOP/s, " in out  # the header only
+        assert "T 3" not in out
+        assert error.startswith("rit: ritornello at (3, 2, 4) with LSTM is wrong: ")
+        assert "it was not timed" in error
+        assert not Path("o.json").exists()
+
+    def test_a_cell_that_throws_dice_cannot_be_checked(self, shell):
+        status, _, error = shell("--cell", "mine.py:Dice", "--shape", "3,2,4", *QUICK)
+        assert status == 1
+        assert "with Dice" in error
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("--shape", "3,2"), "--shape is '3,2'; it must be steps, sequences and units, as in 50,50,128."),
+            (("--shape", "3,0,2"), "--shape is '3,0,2'; it must"),
+            (("--shape", "3,x,2"), "--shape is '3,x,2'; it must"),
+            (("--cell", "lsmt"), "Unknown cell 'lsmt': did you mean lstm?"),
+            (("--cell", "nowhere.py:Cell"), "Cannot import 'nowhere.py': there is no such file."),
+            (("--cell", "mine.py:Yours"), "has no class 'Yours'"),
+            (("--cell", "mine.py:number"), "not a subclass of ritornello.Cell"),
+            (("--cell", "mine.py:Needy", "--shape", "3,2,4"), "cannot be made with (input_size, hidden_size): "),
+            (("--dtype", "float16"), "Unknown dtype 'float16': did you mean bfloat16"),
+            (("--seconds", "0"), "seconds is 0.0; it must be a positive number."),
+            (("--seconds", "nan"), "seconds is nan; it must be a positive number."),
+            (("--threads", "-1"), "threads is -1; it must be at least 1."),
+            (("--executor", "gpu"), "Unknown executor 'gpu'"),
+            (("--json", "nowhere/o.json"), "--json nowhere/o.json: there is no folder 'nowhere'."),
+            (("--sahpe", "3,2,4"), "No such option: --sahpe"),
+        ],
+    )
+    def test_mistakes_are_one_sentence(self, words, message, shell):
+        status, _, error = shell(*words, *(() if "--seconds" in words else QUICK))
+        assert status == 2
+        assert error.startswith("rit: ")
+        assert error.count("\n") == 1
+        assert message in error
+
+    def test_help_needs_no_torch(self):
+        code = """
+            import sys
+            sys.argv = ["rit", "bench", "--help"]
+            try:
+                __import__("ritornello.cli", fromlist=["main"]).main()
+            finally:
+                assert not {"torch", "numpy", "jax", "rich.progress"} & set(sys.modules)
+        """
+        source = str(Path(rit.__file__).parents[1])
+        code = f"import sys; sys.path.insert(0, {source!r})\n" + textwrap.dedent(code)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "--first-call" in done.stdout
+
+
+LENGTHS = [None, torch.tensor([3, 7, 1, 7])]
+
+
+class TestContenders:
+    @pytest.mark.parametrize("lengths", LENGTHS, ids=["dense", "ragged"])
+    @pytest.mark.parametrize("name", ROSTER)
+    def test_all_agree_with_the_cell_called_by_hand(self, name, lengths):
+        case = make_case(ROSTER[name], (7, 4, 5), lengths=lengths, dtype=torch.float64)
+        assert steps.step_of(case.cell) is not None
+        state, by_hand = case.cell.zero_state(4, case.x), []
+        for x in case.x:
+            state = case.cell(x, state)
+            by_hand.append(state[0])
+        by_hand = torch.stack(by_hand)
+        if lengths is not None:
+            by_hand = by_hand * (torch.arange(7)[:, None] < lengths)[:, :, None]
+        leaves = dict(case.cell.named_parameters())
+        gradients = dict(zip(leaves, torch.autograd.grad(by_hand, list(leaves.values()), case.weights), strict=True))
+        oracle = Oracle(case)
+        assert set(oracle.answer.gradients) == {"x", *gradients}
+        oracle.agree("by hand", Answer(by_hand.detach(), gradients))
+        for contender in (contenders.ours(case), contenders.torch_nn(case)):
+            if contender is not None:
+                oracle.agree(contender.name, contender.answer(contender.both()))
+                oracle.agree(contender.name, Answer(contender.outputs(contender.forward()), {}))
+
+    @pytest.mark.parametrize("lengths", LENGTHS, ids=["dense", "ragged"])
+    @pytest.mark.parametrize("name", ROSTER)
+    def test_lax_scan_agrees(self, name, lengths):
+        pytest.importorskip("jax")
+        case = make_case(ROSTER[name], (7, 4, 5), lengths=lengths)
+        contender = scan.lax_scan(case, torch.get_num_threads())
+        oracle = Oracle(case)
+        assert set(contender.answer(contender.both()).gradients) == set(oracle.answer.gradients)
+        oracle.agree("lax.scan", contender.answer(contender.both()))
+        oracle.agree("lax.scan", Answer(contender.outputs(contender.forward()), {}))
+        assert all(seconds > 0 for seconds in contender.compile_s)
+
+    def test_torch_has_three_of_them(self):
+        modules = {name: contenders.module_of(make(3, 3)) for name, make in ROSTER.items()}
+        found = {name: type(module) for name, module in modules.items() if module is not None}
+        assert found == {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+        assert contenders.module_of(rit.Elman(3, 3, nonlinearity="relu")) is None
+
+    @pytest.mark.parametrize(
+        ("name", "gates"),
+        [("elman", 1), ("gru", 3), ("gru-before", 3), ("lstm", 4), ("peephole", 4), ("layer-norm", 4),
+         ("coupled", 3), ("made-up", 4)],
+    )  # fmt: skip
+    def test_work_is_counted_in_the_program(self, name, gates):
+        assert weights_read(ROSTER[name](3, 5)) == gates * 5 * (3 + 5)
+
+    def test_the_multiplicative_cell_has_a_product_more(self):
+        assert weights_read(cells.MultiplicativeLSTM(3, 5)) == 5 * 5 * (3 + 5)
+
+    def test_the_work_of_a_cell_without_a_program_is_its_matrices(self):
+        class Branching(rit.Elman):
+            def forward(self, x, s):
+                return super().forward(x, s) if float(x.sum()) else super().forward(x + 1, s)
+
+        assert weights_read(Branching(3, 5)) == 5 * (3 + 5)
+
+    def test_who_runs(self):
+        assert [entry.name for entry in entries([])] == list(ROSTER)
+        assert set(rit.cells.CELLS) <= {entry.name for entry in entries([], everyone=True)}
+        assert all(isinstance(entry.make(2, 3), Cell) for entry in entries([], everyone=True))
+        assert [entry.name for entry in entries(["gru", "mine.py:Plain", "gru"])] == ["gru", "mine.py:Plain"]
+        assert roster.stranger("mine.py:Plain")(2, 3).state_sizes == (3, 3)
+
+
+class TestCheck:
+    @pytest.fixture
+    def case(self):
+        return make_case(rit.LSTM, (5, 2, 3))
+
+    def test_what_is_right_is_near(self, case):
+        oracle = Oracle(case)
+        assert oracle.agree("it", oracle.answer) == 0
+
+    @pytest.mark.parametrize("wrong", [1.01, math.nan, math.inf])
+    def test_what_is_wrong_is_told(self, case, wrong):
+        oracle = Oracle(case)
+        gradients = oracle.answer.gradients
+        with pytest.raises(Mismatch, match=r"^it is wrong: outputs differs by "):
+            oracle.agree("it", Answer(oracle.answer.outputs * wrong, gradients))
+        with pytest.raises(Mismatch, match=r"^it is wrong: gradient of U.weight differs by "):
+            oracle.agree("it", Answer(oracle.answer.outputs, {"U.weight": gradients["U.weight"] * wrong}))
+
+    def test_less_is_asked_of_rivals_in_half_precision_alone(self, case):
+        for dtype, passes in ((torch.float32, False), (torch.bfloat16, True)):
+            oracle = Oracle(case.to(dtype))
+            answer = Answer(oracle.answer.outputs * 1.1, {})
+            with pytest.raises(Mismatch):
+                oracle.agree("it", answer)
+            if passes:
+                oracle.agree("it", answer, rival=True)
+            else:
+                with pytest.raises(Mismatch):
+                    oracle.agree("it", answer, rival=True)
+
+    def test_another_shape_is_wrong(self, case):
+        oracle = Oracle(case)
+        with pytest.raises(Mismatch, match="differs by inf"):
+            oracle.agree("it", Answer(oracle.answer.outputs[:-1], {}))
+
+    def test_where_rounding_grows_the_finer_loop_decides(self):
+        class Steep(rit.Elman):
+            """Magnifies what differs, some 1e4 times."""
+
+            def forward(self, x, s):
+                return self.State(torch.sin(gain * (0.3 * x + s.h)))
+
+        for gain in (1.9, 40.0):
+            oracle = Oracle(make_case(Steep, (24, 4, 4)))
+            right = oracle.finer.answer.outputs
+            if gain < 2:
+                assert oracle.agree("it", Answer(right.float(), {})) < 0.1
+                with pytest.raises(Mismatch, match="is wrong"):
+                    oracle.agree("it", Answer(right.float() + 0.2, {}))
+            else:
+                with pytest.raises(Mismatch, match=r"cannot be checked: rounding alone moves the Python loop by"):
+                    oracle.agree("it", Answer(right.float() + 0.2, {}))
+
+
+class TestClock:
+    def test_contenders_take_turns(self):
+        order = []
+        calls = {name: lambda name=name: order.append(name) for name in "abc"}
+        found = interleave(calls, 1e-9)
+        assert order == list("abcabcabc")
+        assert {name: len(times.seconds) for name, times in found.items()} == {"a": 3, "b": 3, "c": 3}
+
+    def test_least_and_middle(self):
+        assert (Times([3.0, 1.0, 2.0]).best, Times([3.0, 1.0, 2.0]).median) == (1.0, 2.0)
+
+
+def row(cell, shape, section="dense", ceiling=100.0, per_token=None, **ms):
+    """A row of forward + backward: ritornello takes 1 ms and does 90 GFLOP/s."""
+    found = Row(section, shape, cell, BOTH, shape[0] * shape[1], 9e7, "cpu", {}, {}, per_token=per_token)
+    found.times = {OURS: {"best_ms": 1.0, "gflops": 90.0}, "ceiling": {"best_ms": 1.0, "gflops": ceiling}}
+    names = {"nn": NN, "loop": LOOP, "scan": SCAN}
+    found.times |= {names[name]: {"best_ms": each, "gflops": 1.0} for name, each in ms.items()}
+    return found
+
+
+class TestGoals:
+    def test_nothing_measured_is_neither(self):
+        assert {goal.holds for goal in judge([], [], 1.0)} == {None}
+
+    @pytest.mark.parametrize(
+        ("rows", "goal", "holds", "found"),
+        [
+            ([row("lstm", (50, 50, 128))], "0.90 of the ceiling", True, "0.90 (0.75 of the run's best), lstm at"),
+            ([row("made-up", (50, 50, 128), ceiling=110)], "0.90 of the ceiling", False, "missed in 1 of 1 cases"),
+            ([row("elman", (50, 50, 128), ceiling=110)], "0.90 of the ceiling", None, "not measured"),
+            ([row("layer-norm", (50, 50, 128), ceiling=105)], "least 0.85", True, "layer-norm"),
+            ([row("lstm", (100, 128, 64), ceiling=121)], "100,128,64: at least 0.75", False, "0.74"),
+            ([row("lstm", (256, 1, 128), ceiling=179)], "256,1,128: at least 0.5", True, "0.50"),
+            ([row("lstm", (50, 50, 128), nn=0.9), row("lstm", (5, 5, 5), nn=9)], "not slower", False, "0.90"),
+            ([row("lstm", (50, 50, 128), nn=1), row("lstm", (5, 5, 5), nn=4)], "nn.LSTM: 1.4", True, "2.00"),
+            ([row("gru", (50, 50, 128), nn=3.9)], "gru against nn.GRU: 4 times", False, "3.90 over 1 shapes"),
+            ([row("made-up", (50, 50, 128), loop=4)], "B ≥ 32: 4 times", True, "4.00"),
+            ([row("made-up", (50, 1, 128), loop=19)], "B = 1: 20 times", False, "19.00"),
+            ([row("lstm", (50, 1, 128), loop=19)], "B = 1: 20 times", None, "not measured"),
+            ([row("lstm", (50, 50, 128), scan=3)], "lax.scan, B > 1", False, "3.00"),
+            ([row("lstm", (50, 1, 128), scan=3)], "lax.scan, B = 1", True, "3.00"),
+            ([row("lstm", (500, 32, 256), "ragged", nn=50, per_token=1.1)], "packed nn.LSTM", True, "50.00"),
+            ([row("gru", (500, 32, 256), "ragged", nn=50, per_token=1.2)], "a token costs", False, "+20 %, gru"),
+        ],
+    )  # fmt: skip
+    def test_each(self, rows, goal, holds, found):
+        (judged,) = [each for each in judge(rows, [], 120.0) if goal in each.name]
+        assert judged.holds is holds
+        assert found in judged.found
+
+    @pytest.mark.parametrize(("ms", "holds"), [(49, True), (51, False)])
+    def test_first_call(self, ms, holds):
+        found = [{"cell": "lstm", "first_ms": 1}, {"cell": "gru", "first_ms": ms}]
+        assert judge([], found, 1.0)[-1] == ("first call of a new cell: under 50 ms", holds, f"{ms} ms, gru")
+
+
+def test_the_report_takes_rows_that_lack_contenders(capsys):
+    lacking = row("lstm", (500, 32, 256), "ragged")
+    lacking.times[OURS]["median_ms"] = 1.0
+    with Report() as report:
+        report.rows([])
+        report.rows([lacking])
+    assert "T 50 to 500, B 32, H 256" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("least", "quiet"), [(95.0, True), (80.0, False)])
+def test_a_machine_that_is_not_quiet_is_told(least, quiet, capsys):
+    Report().drift(least, 100.0)
+    said = capsys.readouterr().out
+    assert f"between {least} and 100.0 GFLOP/s" in said
+    assert ("no quiet machine" in said) != quiet
