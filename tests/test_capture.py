@@ -108,7 +108,18 @@ def test_the_op_by_torchs_own_checks() -> None:
     seed = torch.zeros((), dtype=torch.long)
     for lengths in (None, torch.tensor([5, 2])):
         for gradients_wanted in (False, True):
-            arguments = (x, [state], [torch.zeros(1, 4)], values, lengths, None, seed, captured.program, False)
+            arguments = (
+                x,
+                [state],
+                [torch.zeros(1, 4)],
+                values,
+                lengths,
+                None,
+                seed,
+                captured.program,
+                False,
+                "float32",
+            )
             torch.library.opcheck(
                 unfold_op, (*arguments, gradients_wanted), test_utils=("test_schema", "test_faketensor")
             )
@@ -135,3 +146,15 @@ def test_dropout_is_drawn_anew_at_every_call_and_off_in_eval() -> None:
     model.eval()
     assert_close(compiled(tokens), model(tokens))
     assert torch.equal(compiled(tokens), compiled(tokens))
+
+
+def test_autocast_within_a_compiled_graph() -> None:
+    torch._dynamo.reset()
+    model, tokens = Tagger(rit.LSTM(5, 7)), torch.randint(0, 11, (6, 3))
+    compiled = torch.compile(model.unfold, fullgraph=True, backend="eager")
+    x = model.embedding(tokens).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = compiled(x)[0], model.unfold(x)[0]
+    assert found.dtype == expected.dtype == torch.float32
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, model.unfold(x)[0])

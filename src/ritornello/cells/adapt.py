@@ -165,14 +165,14 @@ def _flat(tensor: Tensor) -> Shape:
 def _untouched(module: nn.Module) -> Iterator[None]:
     """For trial calls, as in training: buffers, such as running means, stay as they were, and scripts unspecialised."""
     named = [(owner, *each) for owner in module.modules() for each in owner.named_buffers(recurse=False)]
-    before = [(owner, name, buffer, buffer.clone()) for owner, name, buffer in named]
+    for owner, name, buffer in named:
+        setattr(owner, name, buffer.clone())
     try:
         with torch.enable_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             yield
     finally:
-        for owner, name, buffer, value in before:
-            with torch.no_grad():
-                setattr(owner, name, buffer.copy_(value))
+        for owner, name, buffer in named:
+            setattr(owner, name, buffer)
 
 
 def _own_first_state(module: nn.Module, x: Tensor) -> tuple[Shape, ...] | None:

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ritornello.executors import EXECUTORS
 from ritornello.executors.cpu import CpuExecutor
 from ritornello.executors.plan import Plan, evaluate
-from ritornello.executors.run import TYPES, Run, inside
+from ritornello.executors.run import Run, inside
 from ritornello.program import Node, Program, Value, Wants, lookup
 from ritornello.structures import Schedule, chain, from_rows, to_rows
 
@@ -115,13 +115,14 @@ class _Call:
         resets: Tensor | None,
         reverse: bool,
         seed: Tensor,
+        type: str,
         gradients: bool,
     ) -> None:
         self.plan = plan_of(program)
         self.time, self.batch = x.shape[:2]
         self.schedule = _schedule(x, lengths, resets, reverse)
         compiled = self.plan.compiled(_wants(self.plan, gradients))
-        self.run = Run(compiled, self.schedule, TYPES[x.dtype], int(seed), tuple, len(self.plan.sizes))
+        self.run = Run(compiled, self.schedule, type, int(seed), tuple, len(self.plan.sizes))
 
     def rows(self, value: Tensor) -> Tensor:
         return to_rows(value.reshape(self.time * self.batch, value.shape[-1]), self.schedule)
@@ -145,9 +146,9 @@ class _Call:
         return [self.rows(x), *self.entries(entry), *blank, *(known[value] for value in order)]
 
 
-def _memory(plan: Plan, x: Tensor, gradients: bool) -> tuple[list[Tensor], Tensor]:
+def _memory(plan: Plan, x: Tensor, type: str, gradients: bool) -> tuple[list[Tensor], Tensor]:
     """All rows' states, and the frames for a backward pass; enough for sequences of full length."""
-    rows, dtype = x.shape[0] * x.shape[1], inside(TYPES[x.dtype])
+    rows, dtype = x.shape[0] * x.shape[1], inside(type)
     stride = plan.compiled(_wants(plan, True)).core.frame_stride if gradients else 0
     return [x.new_empty(rows, size, dtype=dtype) for size in plan.sizes], x.new_empty(rows * stride, dtype=dtype)
 
@@ -163,6 +164,7 @@ def unfold(
     seed: Tensor,
     program: str,
     reverse: bool,
+    type: str,
     gradients: bool,
 ) -> list[Tensor]:
     """Unfolds a program over a batch of chains.
@@ -175,14 +177,15 @@ def unfold(
         seed: of what the program draws at random.
         program: its text.
         reverse: walk backwards.
+        type: of the machine; "bfloat16" for products in it, as under torch.autocast.
         gradients: keep what a backward pass needs.
 
     Returns:
         fields (time, batch, size), final fields (batch, size), and with `gradients` all rows' states and their frames.
     """
-    call = _Call(program, x, lengths, resets, reverse, seed, gradients)
+    call = _Call(program, x, lengths, resets, reverse, seed, type, gradients)
     fields, rows = len(entry), call.schedule.rows
-    kept, frame = _memory(call.plan, x, gradients)
+    kept, frame = _memory(call.plan, x, type, gradients)
     found = call.run.forward(call.inputs(x, entry, blank, values), [field[:rows] for field in kept], frame.data_ptr())
     outputs = [call.steps(field).clone() for field in found[:fields]]
     return [*outputs, *call.sequences(found[fields:]), *((*kept, frame) if gradients else ())]
@@ -199,6 +202,7 @@ def _(
     seed: Tensor,
     program: str,
     reverse: bool,
+    type: str,
     gradients: bool,
 ) -> list[Tensor]:
     plan = plan_of(program)
@@ -207,7 +211,7 @@ def _(
     last = [x.new_empty(batch, size) for size in plan.sizes]
     if not gradients:
         return [*steps, *last]
-    kept, frame = _memory(plan, x, True)
+    kept, frame = _memory(plan, x, type, True)
     return [*steps, *last, *kept, frame]
 
 
@@ -226,9 +230,10 @@ def unfold_backward(
     seed: Tensor,
     program: str,
     reverse: bool,
+    type: str,
 ) -> list[Tensor]:
     """The gradients of x, entry, blank and values."""
-    call = _Call(program, x, lengths, resets, reverse, seed, True)
+    call = _Call(program, x, lengths, resets, reverse, seed, type, True)
     rows = call.schedule.rows
     tensors = call.inputs(x, entry, blank, values)
     work = frame.clone()  # the backward pass writes into it
@@ -263,16 +268,17 @@ def _(
     seed: Tensor,
     program: str,
     reverse: bool,
+    type: str,
 ) -> list[Tensor]:
     return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, *entry, *blank, *values)]
 
 
 def _setup(ctx: Any, inputs: Any, output: list[Tensor]) -> None:
-    x, entry, blank, values, lengths, resets, seed, program, reverse, gradients = inputs
+    x, entry, blank, values, lengths, resets, seed, program, reverse, type, gradients = inputs
     fields = len(entry)
     kept = output[2 * fields :] if gradients else [x.new_empty(0)] * (fields + 1)
     ctx.save_for_backward(x, *entry, *blank, *values, *kept, seed, lengths, resets)
-    ctx.program, ctx.reverse, ctx.fields, ctx.values = program, reverse, fields, len(values)
+    ctx.program, ctx.reverse, ctx.type, ctx.fields, ctx.values = program, reverse, type, fields, len(values)
 
 
 def _backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
@@ -285,10 +291,10 @@ def _backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     d_steps = [_given(g, (*x.shape[:2], size), x) for g, size in zip(gradients[:fields], sizes, strict=True)]
     d_last = [_given(g, (x.shape[1], size), x) for g, size in zip(gradients[fields : 2 * fields], sizes, strict=True)]
     found = unfold_backward(
-        d_steps, d_last, x, entry, blank, values, kept, frame, lengths, resets, seed, ctx.program, ctx.reverse
+        d_steps, d_last, x, entry, blank, values, kept, frame, lengths, resets, seed, ctx.program, ctx.reverse, ctx.type
     )
     d_entry, d_blank = found[1 : 1 + fields], found[1 + fields : 1 + 2 * fields]
-    return found[0], d_entry, d_blank, found[1 + 2 * fields :], None, None, None, None, None, None
+    return found[0], d_entry, d_blank, found[1 + 2 * fields :], None, None, None, None, None, None, None
 
 
 def _given(gradient: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError, nearest
 from ritornello.executors import EXECUTORS, Request, Result, check_name, choose
 from ritornello.executors.cpu import CpuExecutor
+from ritornello.executors.run import machine_type
 from ritornello.executors.stepper import Stepper
 from ritornello.structures import Schedule, forest, from_rows, to_rows
 
@@ -197,7 +198,8 @@ class Unfold(nn.Module):
         lengths = None if lengths is None else torch.as_tensor(lengths, device="cpu")
         if resets is not None:
             resets = resets.unsqueeze(1) if not layout.batched else resets.T if layout.batch_first else resets
-        chains = (lengths, resets, new_seed(captured), captured.program, self.reverse, torch.is_grad_enabled())
+        way = (captured.program, self.reverse, machine_type(x), torch.is_grad_enabled())
+        chains = (lengths, resets, new_seed(captured), *way)
         found = unfold_op(x, list(entry), list(blank), values, *chains)
         steps = [self._laid_out(field, layout) for field in found[: captured.fields]]
         last = [field if layout.batched else field.squeeze(0) for field in found[captured.fields : 2 * captured.fields]]
