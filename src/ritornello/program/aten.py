@@ -33,7 +33,8 @@ def translate(r: Recorder, func: Any, args: Any, kwargs: Any, tensors: Sequence[
         value = r.value(args[0])
         node = r.builder.nodes[value]
         if base == "detach" and (node.rate > PARAMETER or node.args or args[0].requires_grad):
-            raise r.untraceable("detach, or .data, which stops the gradient")
+            r.stop(out)
+            return
         r.bind(out, value)
         return
     if base == "lift_fresh":  # torch.tensor(number)
@@ -125,7 +126,14 @@ class Call:
             return self.b.cat([self.b.expand(self.b.slice(value, k, 1), wanted[-1]) for k in range(math.prod(shape))])
         if shape[0] == 1 and shape[1:] == wanted[1:] and wanted[0] <= GROUPS:
             return self.b.cat([value] * wanted[0])
+        if shape[-1] == 1 and shape[:-1] == wanted[:-1]:
+            return self.b.apply("outer", value, self.ones(wanted[-1]))
+        if shape[0] == 1 and shape[1:] == wanted[1:]:
+            return self.b.apply("outer", self.ones(wanted[0]), value)
         raise self.r.untraceable(f"broadcasting rows of shape {tuple(shape)} to {tuple(wanted)}")
+
+    def ones(self, size: int) -> Value:
+        return self.b.expand(self.b.constant(1), size)
 
     def groups(self, operand: Tensor, dims: Any = -1) -> tuple[list[Value], int]:
         """The parts of a row that a reduction over its last axes leaves apart, and the size of each."""
@@ -631,12 +639,17 @@ def _each(c: Call, x: Tensor, dims: Any, make: Callable[[Value, int], Value]) ->
 
 @_entry("sum")
 def _sum(c: Call, x: Tensor, dims: Any = None, keepdim: bool = False, **_: Any) -> Value:
+    axes = {axis % x.dim() for axis in ([dims] if isinstance(dims, int) else dims or ())}
+    if x.dim() == 3 and axes == {1}:
+        return c.b.apply("outer_left", _whole(c, x), c.ones(x.shape[1]))
+    if x.dim() == 3 and axes == {2} and x.shape[1] > GROUPS:
+        return c.b.apply("outer_right", _whole(c, x), c.ones(x.shape[2]))
     return _each(c, x, dims, lambda part, size: c.b.sum(part))
 
 
 @_entry("mean")
 def _mean(c: Call, x: Tensor, dims: Any = None, keepdim: bool = False, **_: Any) -> Value:
-    return _each(c, x, dims, lambda part, size: _mean_of(c, part, size))
+    return c.b.mul(_sum(c, x, dims), c.b.constant(c.out.numel() / x.numel()))
 
 
 def _mean_of(c: Call, part: Value, size: int) -> Value:

@@ -290,7 +290,19 @@ class _Lowering:
             return self._fixed(self.spaces.out(self.forward.index(value)), node.size)
         if node.op == "slice" and not (value in self.saved and routine >= BACK):
             return self._part(node, routine)
+        if node.op == "gradient" and routine == AFTER:
+            return self._remembered(value)
         return self._computed(value, routine)
+
+    def _remembered(self, value: Value) -> _View:
+        """A row's gradient as AFTER finds it: what rows that follow handed on lies elsewhere by then."""
+        view = self._computed(value, BACK)
+        if view.slot.place is not None:
+            copy = self._slot(view.size, BACK).at(0, view.size)
+            self._copy(BACK, copy, view)
+            view = copy
+        self.made[value, AFTER] = view
+        return view
 
     def _part(self, node: Node, routine: int) -> _View:
         view = self.view(node.args[0], routine)

@@ -157,8 +157,18 @@ _op(
     lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2),
     lambda b, d, x, y: _outer_back(b, d, x),
 )
-_op("outer_right", PRODUCT, lambda m, v: (m.unflatten(-1, (-1, v.shape[-1])) * v.unsqueeze(-2)).sum(-1))
-_op("outer_left", PRODUCT, lambda m, v: (m.unflatten(-1, (v.shape[-1], -1)) * v.unsqueeze(-1)).sum(-2))
+_op(
+    "outer_right",
+    PRODUCT,
+    lambda m, v: (m.unflatten(-1, (-1, v.shape[-1])) * v.unsqueeze(-2)).sum(-1),
+    lambda b, d, x, y: [b.apply("outer", d, x[1]), b.apply("outer_left", x[0], d)],
+)
+_op(
+    "outer_left",
+    PRODUCT,
+    lambda m, v: (m.unflatten(-1, (v.shape[-1], -1)) * v.unsqueeze(-1)).sum(-2),
+    lambda b, d, x, y: [b.apply("outer", x[1], d), b.apply("outer_right", x[0], d)],
+)
 
 
 def _affine(*args: Any) -> Tensor:
@@ -192,4 +202,4 @@ class Term(NamedTuple):
 
 
 def _outer_back(b: Builder, d: Value, x: Sequence[Value]) -> list[Value | None]:
-    return [b.outer_right(d, x[1]), b.outer_left(d, x[0])]
+    return [b.apply("outer_right", d, x[1]), b.apply("outer_left", d, x[0])]

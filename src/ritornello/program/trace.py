@@ -9,8 +9,8 @@ program that comes out the same knows nothing of the number of rows.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +48,28 @@ def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program
 
 
 def _record(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
+    with _stateless(cell):
+        return _recorded(cell, x_size, sizes, like, rows)
+
+
+def _recorded(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
     recorder = Recorder(cell, rows)
     b = recorder.builder
-    x = torch.zeros(rows, x_size, dtype=like.dtype, device=like.device)
-    fields = [torch.zeros(rows, size, dtype=like.dtype, device=like.device) for size in sizes]
+    leaves = [torch.zeros(rows, size, dtype=like.dtype, device=like.device) for size in (x_size, *sizes)]
+    x, *fields = (leaf.requires_grad_(recorder.gradients).clone() for leaf in leaves)  # as in training
     recorder.bind(x, b.leaf("x", (), (x_size,), INPUT))
     for number, (field, size) in enumerate(zip(fields, sizes, strict=True)):
         recorder.bind(field, b.leaf("state", (number, 0), (size,), STATE))
     generator = torch.get_rng_state()
     try:
         with (
-            torch.no_grad(),
+            _with_gradients(recorder.gradients),
             _without_autocast(like.device.type),
             meaning_of_total(recorder.total),
             recorder,
         ):
             new = cell(x, cell.State(*fields))
+        recorder.check_hooks()
     except (Untraceable, torch.OutOfMemoryError):
         raise
     except Exception as error:  # its own mistake: the reference executor calls it again and reports it
@@ -74,6 +80,11 @@ def _record(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: in
         raise Untraceable("it does not return its State")
     results = [recorder.result(value, size) for value, size in zip(new, sizes, strict=True)]
     return prune(Program(tuple(b.nodes), tuple(results), tuple(sizes), x_size))
+
+
+def _with_gradients(wanted: bool) -> Any:
+    """Entered only where it is otherwise, for the same reason."""
+    return torch.set_grad_enabled(wanted) if torch.is_grad_enabled() != wanted else nullcontext()
 
 
 def _without_autocast(device: str) -> Any:
@@ -87,6 +98,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         builder: holds the program as far as it is written.
         rows: how many rows the cell is called on.
+        gradients: whether autograd watches too; in TorchScript it has ops of its own.
     """
 
     def __init__(self, cell: nn.Module, rows: int) -> None:
@@ -97,8 +109,11 @@ class Recorder(TorchDispatchMode):
         self._values: dict[int, Value] = {}
         self._kept: list[Tensor] = []
         self._stale: set[int] = set()
+        self._stopped: set[int] = set()
         self._storages: dict[int, list[Tensor]] = {}
         self._names = _tensors_of(cell)
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in cell.modules())
+        self.gradients = not scripted and (torch.is_grad_enabled() or not torch.compiler.is_compiling())
 
     def bind(self, tensor: Tensor, value: Value) -> None:
         """From now on the tensor is that value."""
@@ -108,8 +123,15 @@ class Recorder(TorchDispatchMode):
         self._values[id(tensor)] = value
         self._stale.discard(id(tensor))
 
+    def stop(self, tensor: Tensor) -> None:
+        """The tensor is detached: autograd keeps such ones for itself, the cell must not compute with it."""
+        self._kept.append(tensor)
+        self._stopped.add(id(tensor))
+
     def overwrite(self, tensor: Tensor, value: Value) -> None:
         """An in-place op: what shares the tensor's memory is no longer what was recorded of it."""
+        if id(tensor) in self._names:
+            raise self.untraceable("changing a parameter or buffer in place")
         for other in self._storages.get(tensor.untyped_storage()._cdata, ()):
             if other is not tensor and not _apart(tensor, other):
                 self._stale.add(id(other))
@@ -119,6 +141,8 @@ class Recorder(TorchDispatchMode):
         """The value of a tensor that the cell computed with."""
         if id(tensor) in self._stale:
             raise self.untraceable("reading a tensor after a view of it was changed in place")
+        if id(tensor) in self._stopped:
+            raise self.untraceable("detach, or .data, which stops the gradient")
         known = self._values.get(id(tensor))
         if known is not None:
             return known
@@ -136,6 +160,9 @@ class Recorder(TorchDispatchMode):
     def knows(self, tensor: Tensor) -> bool:
         return id(tensor) in self._values or id(tensor) in self._names
 
+    def _varies(self, tensor: Tensor) -> bool:
+        return self.knows(tensor) and self.builder.rate(self.value(tensor)) > CONSTANT
+
     def total(self, tensor: Tensor) -> Tensor:
         """What `total` means while a cell is recorded."""
         result = tensor.view_as(tensor)
@@ -149,6 +176,11 @@ class Recorder(TorchDispatchMode):
         value = self.value(tensor)
         return value if self.builder.size(value) == size else self.builder.expand(value, size)
 
+    def check_hooks(self) -> None:
+        """Hooks change gradients behind the program's back."""
+        if any(tensor._backward_hooks for tensor in self._kept if tensor is not None and id(tensor) not in self._names):
+            raise Untraceable("it registers hooks on gradients")
+
     def untraceable(self, what: str) -> Untraceable:
         return Untraceable(f"{what} ({_where()})")
 
@@ -157,6 +189,8 @@ class Recorder(TorchDispatchMode):
 
         kwargs = kwargs or {}
         before = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if self.gradients and not torch.is_grad_enabled() and any(self._varies(tensor) for tensor in before):
+            raise self.untraceable("torch.no_grad, or a torch.autograd.Function with a backward of its own")
         out = func(*args, **kwargs)
         translate(self, func, args, kwargs, before, out)
         return out
@@ -171,6 +205,33 @@ def _tensors_of(cell: nn.Module) -> dict[int, str]:
                 if isinstance(tensor, Tensor):
                     names.setdefault(id(tensor), f"{prefix}.{name}" if prefix else name)
     return names
+
+
+@contextmanager
+def _stateless(cell: nn.Module) -> Iterator[None]:
+    """The call leaves the cell as it was.
+
+    Raises:
+        Untraceable: it wanted to remember something.
+    """
+    named = [(module, *each) for module in cell.modules() for each in module.named_buffers(recurse=False)]
+    buffers = [(module, name, buffer, buffer.clone()) for module, name, buffer in named]
+    held = [(module, dict(vars(module))) for module in cell.modules()]
+    for module, name, _, copy in buffers:
+        setattr(module, name, copy)
+    kept = None
+    try:
+        yield
+    finally:
+        for module, name, buffer, copy in buffers:
+            kept = name if getattr(module, name) is not copy or copy._version else kept
+            setattr(module, name, buffer)
+        for module, before in held:
+            for name in [n for n, v in vars(module).items() if isinstance(v, Tensor) and before.get(n) is not v]:
+                kept = name
+                setattr(module, name, before[name]) if name in before else delattr(module, name)
+    if kept is not None:
+        raise Untraceable(f"it keeps a tensor ({kept}) from one call to the next")
 
 
 def lookup(cell: nn.Module, name: str) -> Tensor:
