@@ -182,7 +182,8 @@ def _parameters_alone(r: Recorder, base: str, func: Any, args: Any, kwargs: Any,
     if first is not None and args[0].dim() == 2 and base in ("slice", "split", "split_with_sizes", "unsafe_split"):
         for piece in out if isinstance(out, (tuple, list)) else (out,):
             row, column = divmod(piece.storage_offset() - args[0].storage_offset(), args[0].stride(0) or 1)
-            if args[0].stride(1) != 1 or piece.stride() != args[0].stride():
+            plain = args[0].stride(1) == 1 and args[0].stride(0) >= args[0].shape[1] > 1
+            if not plain or piece.stride() != args[0].stride():
                 break
             r.bind(piece, r.builder.leaf("window", (row, column), tuple(piece.shape), PARAMETER, (first,)))
         else:
@@ -245,7 +246,7 @@ for _same in ("div", "minimum", "maximum", "gt", "ge", "lt", "le", "eq", "ne"):
 @_entry("mul")
 def _mul(c: Call, x: Any, y: Any) -> Value:
     if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() == y.dim() == 3 and _is_outer(x, y):
-        return c.b.apply("outer", c.r.value(x), c.r.value(y))
+        return c.b.apply("outer", _whole(c, x), _whole(c, y))
     return c.b.mul(c(x), c(y))
 
 
@@ -374,10 +375,10 @@ def _clamp_max(c: Call, x: Any, upper: Any) -> Value:
 
 def _between(c: Call, x: Value, lower: Any, upper: Any, below: Any, above: Any) -> Value:
     value = x
-    if upper is not None:
-        value = c.b.where(above(x, c(upper)), c(upper), value)
     if lower is not None:
         value = c.b.where(below(value, c(lower)), c(lower), value)
+    if upper is not None:  # where they cross it is the upper bound that holds
+        value = c.b.where(above(value, c(upper)), c(upper), value)
     return value
 
 
@@ -424,7 +425,7 @@ def _product(c: Call, start: Value | None, v: Tensor, weight: Tensor) -> Value:
     value, matrix = c.r.value(v), c.r.value(weight)
     if c.b.rate(matrix) != PARAMETER or c.b.rate(value) < INPUT or v.dim() != 2:
         raise c.r.untraceable("a matrix product other than of rows with a parameter")
-    return product(c, start, value, matrix, c.b.nodes[matrix].shape[1])
+    return product(c, start, _whole(c, v), matrix, c.b.nodes[matrix].shape[1])
 
 
 def product(c: Call, start: Value | None, value: Value, matrix: Value, size: int) -> Value:
@@ -461,14 +462,14 @@ def _trilinear(c: Call, x: Tensor, weight: Tensor, y: Tensor, *layout: Any) -> V
         raise c.r.untraceable("torch's _trilinear in another layout than bilinear's")
     out, left, right = weight.shape
     matrix = c.reshaped(c.r.value(weight), (out, left * right))
-    pairs = c.b.apply("outer", c.r.value(x), c.r.value(y))
+    pairs = c.b.apply("outer", _whole(c, x), _whole(c, y))
     return c.b.affine(None, [(pairs, matrix, Term(0, 0, False))], out)
 
 
 @_entry("bmm")
 def _bmm(c: Call, x: Tensor, y: Tensor) -> Value:
     """One row times another: an outer or an inner product."""
-    left, right = c.r.value(x), c.r.value(y)
+    left, right = _whole(c, x), _whole(c, y)
     if x.shape[:2] == (1, c.r.rows) and c.b.rate(right) == PARAMETER:  # rows times a parameter, as einsum writes it
         return product(c, None, left, c.reshaped(right, tuple(y.shape[1:])), y.shape[2])
     if min(c.b.rate(left), c.b.rate(right)) < INPUT:
@@ -555,7 +556,8 @@ def _cat(c: Call, tensors: Sequence[Tensor], dim: int = 0) -> Value:
 def _whole(c: Call, x: Tensor) -> Value:
     """The tensor's value with all its elements, though they be the same."""
     value, size = c.r.value(x), math.prod(x.shape[1:])
-    return value if c.b.size(value) == size else c.b.expand(value, size)
+    alone = c.b.size(value) == 1 and c.b.rate(value) != PARAMETER
+    return c.b.expand(value, size) if alone else value
 
 
 @_entry("stack")
