@@ -39,7 +39,7 @@ sanitize: build
 			-DPython_EXECUTABLE="$(abspath $(BIN))/python" -DRITORNELLO_WATCH=$$watch >/dev/null && \
 		$(BIN)/cmake --build build/sanitize-$$watch --target driver -- --quiet && \
 		build/sanitize-$$watch/driver replay build/recorded/*.txt && \
-		{ test $$watch = thread || build/sanitize-$$watch/driver malformed 3000 build/recorded/*.txt; } || exit 1; \
+		{ test $$watch = thread || build/sanitize-$$watch/driver malformed 5000 build/recorded/*.txt; } || exit 1; \
 	done
 
 demo: build

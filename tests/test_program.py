@@ -65,8 +65,6 @@ from ritornello.program.passes import fold, fuse, merge, split
 from ritornello.program.program import INPUT, PARAMETER, STATE, Node, products, prune, users
 from ritornello.program.save import SAVE, choose_saved
 
-pytest.skip("found what is being mended: see the closing note of the compiled executor", allow_module_level=True)
-
 F64 = torch.float64
 LIKE = torch.zeros((), dtype=F64)
 
@@ -566,7 +564,8 @@ class Followed(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if any(id(leaf) in self.ids for leaf in tree_leaves((args, kwargs))):
+        filled = func.__name__.startswith("new_") or "_like" in func.__name__  # of a tensor's shape alone
+        if not filled and any(id(leaf) in self.ids for leaf in tree_leaves((args, kwargs))):
             made = [
                 leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)
             ]  # of an in-place call its first argument

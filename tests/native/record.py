@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 import ritornello as rit
-from ritornello import _core
 from ritornello.cells import Cell, total
 from ritornello.executors.levels import core_levels, core_segments
 from ritornello.executors.reference import ReferenceExecutor
@@ -46,8 +46,15 @@ from ritornello.structures.schedule import Level, Schedule
 
 F64 = torch.float64
 SEED = 0x1234_5678_9ABC_DEF0 >> 2
-NUMBERS = {name: number for number, name in enumerate(_core.op_names())}
 UNREACHED = {"pow.sv"}  # exponents are constants, of size 1
+
+
+@cache
+def numbers() -> dict[str, int]:
+    """The machine's number for each instruction."""
+    from ritornello import _core
+
+    return {name: number for number, name in enumerate(_core.op_names())}
 
 
 def quantised(*shape: int, scale: float = 1.0) -> Tensor:
@@ -312,7 +319,7 @@ def tangle(slots: int, entries: int = 5, levels: int = 4) -> tuple[Schedule, lis
 
 def captured(schedule: Schedule) -> list[CoreLevels]:
     """The whole schedule, then the segments that a checkpointed run has."""
-    with patch.object(_core, "Levels", CoreLevels):
+    with patch("ritornello._core.Levels", CoreLevels):
         return [core_levels(schedule), *(core_segments(schedule) if schedule.levels else [])]
 
 
@@ -383,7 +390,7 @@ def record(recorded: Recorded, folder: Path) -> set[str]:
     used = set()
     for kind, wants in kinds_of_run(recorded).items():
         code = lower(joint, wants)
-        ints, constants = encode(code, NUMBERS)
+        ints, constants = encode(code, numbers())
         used |= {step.op for steps in code.routines for step in steps if hasattr(step, "op")}
         read = code.program._replace(results=tuple(code.parameters))
         found = interpret(read, torch.zeros(0, 0, dtype=F64), [], lambda name: lookup(cell, name))
@@ -468,7 +475,7 @@ def main(folder: Path) -> None:
     used: set[str] = set()
     for recorded in cells():
         used |= record(recorded, folder)
-    missing = set(NUMBERS) - used - UNREACHED
+    missing = set(numbers()) - used - UNREACHED
     assert not missing, f"no recorded program has {sorted(missing)}"
 
 
