@@ -20,6 +20,18 @@ TABLE: dict[str, Translation] = {}
 GROUPS = 16  # rows that a cell sees as (groups, size): how many groups are written out one by one
 RUNS = GROUPS**2  # a row put into another order: how many runs of neighbours it may fall into
 NUMBERS = ("_local_scalar_dense", "item", "is_nonzero", "equal")  # answers for Python
+VIEWS = (
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "unsqueeze",
+    "squeeze",
+    "clone",
+    "contiguous",
+    "view_as",
+    "_reshape_alias",
+    "bmm",
+)
 FACTORIES = ("eye", "arange", "linspace")  # tensors made of numbers alone, the same in every call
 
 
@@ -31,11 +43,12 @@ def translate(r: Recorder, func: Any, args: Any, kwargs: Any, tensors: Sequence[
         return
     if base in ("detach", "lift_fresh", "alias") and r.knows(args[0]):
         value = r.value(args[0])
-        node = r.builder.nodes[value]
-        if base == "detach" and (node.rate > PARAMETER or node.args or args[0].requires_grad):
+        if base == "detach" and (args[0].requires_grad or r.builder.is_differentiable(value)):
             r.stop(out)
-            return
-        r.bind(out, value)
+        else:
+            r.bind(out, value)
+        return
+    if base == "detach":  # of what autograd keeps for itself, such as a norm's mean
         return
     if base == "lift_fresh":  # torch.tensor(number)
         if out.numel() == 1:
@@ -45,6 +58,13 @@ def translate(r: Recorder, func: Any, args: Any, kwargs: Any, tensors: Sequence[
     rates = [r.builder.rate(r.value(t)) for t in tensors]
     if base in NUMBERS:
         raise r.untraceable("asking for a number that depends on data, as `if tensor` and .item() do")
+    if torch.Tag.nondeterministic_seeded in func.tags and rates and max(rates) == PARAMETER:
+        raise r.untraceable(f"torch's {base} of a parameter: random numbers that all rows share")
+    folded = [t for t, rate in zip(tensors, rates, strict=True) if rate > PARAMETER and t.shape[:1] != (r.rows,)]
+    if folded and base not in VIEWS:
+        raise r.untraceable(
+            f"torch's {base} of a tensor of shape {tuple(folded[0].shape)}, whose rows are not its first axis"
+        )
     if base in FACTORIES or (PARAMETER in rates and max(rates) == PARAMETER and not in_place):
         if not _parameter_rows(r, base, args, out):
             _parameters_alone(r, base, func, args, kwargs, out)
@@ -375,24 +395,30 @@ def _clamp_max(c: Call, x: Any, upper: Any) -> Value:
 
 def _between(c: Call, x: Value, lower: Any, upper: Any, below: Any, above: Any) -> Value:
     value = x
-    if lower is not None:
-        value = c.b.where(below(value, c(lower)), c(lower), value)
-    if upper is not None:  # where they cross it is the upper bound that holds
-        value = c.b.where(above(value, c(upper)), c(upper), value)
+    for bound, beyond in ((lower, below), (upper, above)):  # where they cross it is the upper bound that holds
+        if bound is None:
+            continue
+        at = c(bound)
+        if isinstance(bound, Tensor) or math.isnan(bound):  # a bound that is NaN gives NaN
+            value = c.b.where(c.b.eq(at, at), value, at)
+        value = c.b.where(beyond(value, at), at, value)
     return value
 
 
 @_entry("hardsigmoid")
 def _hardsigmoid(c: Call, x: Any) -> Value:
-    line = c.b.div(c.b.add(c(x), c.b.constant(3)), c.b.constant(6))
+    return _hard_line(c, c(x))
+
+
+def _hard_line(c: Call, x: Value) -> Value:
+    """(x + 3) / 6 between 0 and 1; at the bounds the gradient is 0."""
+    line = c.b.div(c.b.add(x, c.b.constant(3)), c.b.constant(6))
     return _between(c, line, 0.0, 1.0, c.b.le, c.b.ge)
 
 
 @_entry("hardswish")
 def _hardswish(c: Call, x: Any) -> Value:
-    v, three = c(x), c.b.constant(3)
-    curve = c.b.mul(v, c.b.div(c.b.add(v, three), c.b.constant(6)))
-    return c.b.where(c.b.lt(v, c.b.neg(three)), c.b.constant(0), c.b.where(c.b.gt(v, three), v, curve))
+    return c.b.mul(c(x), _hard_line(c, c(x)))
 
 
 @_entry("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
@@ -567,7 +593,7 @@ def _stack(c: Call, tensors: Sequence[Tensor], dim: int = 0) -> Value:
     return c.b.cat([_whole(c, t) for t in tensors])
 
 
-@_entry("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "clone", "contiguous", "view_as", "_reshape_alias")
+@_entry(*VIEWS[:-1])
 def _same_row(c: Call, x: Tensor, *rest: Any, **_: Any) -> Value:
     if not (_keeps_rows(c, c.out) and (not x.shape or _keeps_rows(c, x))):
         if c.b.rate(c.r.value(x)) < INPUT:
@@ -594,11 +620,18 @@ def _transpose(c: Call, x: Tensor, one: int, other: int) -> Value:
     return _in_order(c, x, lambda numbers: numbers.transpose(one, other))
 
 
-@_entry("flip", "roll")
-def _moved(c: Call, x: Tensor, *where: Any) -> Value:
-    for axis in where[-1]:
+@_entry("flip")
+def _flip(c: Call, x: Tensor, axes: Sequence[int]) -> Value:
+    for axis in axes:
         _row_axis(c, x, axis)
-    return _in_order(c, x, lambda numbers: torch.roll(numbers, *where) if len(where) > 1 else numbers.flip(*where))
+    return _in_order(c, x, lambda numbers: numbers.flip(axes))
+
+
+@_entry("roll")
+def _roll(c: Call, x: Tensor, shifts: Sequence[int], axes: Sequence[int] = ()) -> Value:
+    for axis in axes or (0,):  # none: over everything
+        _row_axis(c, x, axis)
+    return _in_order(c, x, lambda numbers: numbers.roll(shifts, axes))
 
 
 def _in_order(c: Call, x: Tensor, move: Callable[[Tensor], Tensor]) -> Value:
@@ -669,12 +702,12 @@ def _cumsum(c: Call, x: Tensor, dim: int, dtype: Any = None) -> Value:
 
 
 @_entry("amax")
-def _amax(c: Call, x: Tensor, dims: Any = -1, keepdim: bool = False) -> Value:
+def _amax(c: Call, x: Tensor, dims: Any = (), keepdim: bool = False) -> Value:
     return _each(c, x, dims, lambda part, size: c.b.max(part))
 
 
 @_entry("amin")
-def _amin(c: Call, x: Tensor, dims: Any = -1, keepdim: bool = False) -> Value:
+def _amin(c: Call, x: Tensor, dims: Any = (), keepdim: bool = False) -> Value:
     return _each(c, x, dims, lambda part, size: c.b.neg(c.b.max(c.b.neg(part))))
 
 
@@ -700,13 +733,19 @@ def _var_mean(c: Call, x: Tensor, dims: Any = None, correction: Any = 1, keepdim
 @_entry("std.correction")
 def _std(c: Call, x: Tensor, dims: Any = None, correction: Any = 1, keepdim: bool = False) -> Value:
     by = 1.0 if correction is None else float(correction)
-    return _each(c, x, dims, lambda part, size: c.b.sqrt(_variance(c, part, size, by)))
+    return _each(c, x, dims, lambda part, size: _root(c, _variance(c, part, size, by)))
+
+
+def _root(c: Call, square: Value) -> Value:
+    """The square root of a number that is not negative; its gradient at 0 is 0, as torch has it for norms."""
+    zero = c.b.eq(square, c.b.constant(0))
+    return c.b.where(zero, c.b.constant(0), c.b.sqrt(c.b.where(zero, c.b.constant(1), square)))
 
 
 @_entry("linalg_vector_norm")
 def _norm(c: Call, x: Tensor, order: float = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> Value:
     if order == 2:
-        return _each(c, x, dims, lambda part, size: c.b.sqrt(c.b.sum(c.b.mul(part, part))))
+        return _each(c, x, dims, lambda part, size: _root(c, c.b.sum(c.b.mul(part, part))))
     if order == 1:
         return _each(c, x, dims, lambda part, size: c.b.sum(c.b.abs(part)))
     raise c.r.untraceable(f"a norm of order {order}")
@@ -729,11 +768,15 @@ def _log_softmax(c: Call, x: Tensor, dim: int, half_to_float: bool = False) -> V
 
 @_entry("logsumexp")
 def _logsumexp(c: Call, x: Tensor, dims: Any, keepdim: bool = False) -> Value:
-    return _each(c, x, dims, lambda part, size: _log_sum_exp(c, part))
+    return _each(c, x, dims, lambda part, size: _log_sum_exp(c, part, c.b.constant(0)))
 
 
-def _log_sum_exp(c: Call, part: Value) -> Value:
+def _log_sum_exp(c: Call, part: Value, beside_infinity: Value | None = None) -> Value:
+    """log Σ exp, with the largest taken out; or, where that is infinite, another number."""
     largest = c.b.max(part)
+    if beside_infinity is not None:
+        infinite = c.b.eq(c.b.abs(largest), c.b.constant(math.inf))
+        largest = c.b.where(infinite, beside_infinity, largest)
     return c.b.add(largest, c.b.log(c.b.sum(c.b.exp(c.b.sub(part, largest)))))
 
 
@@ -760,7 +803,7 @@ def _group_norm(
 ) -> list[Value | None]:
     if groups > GROUPS or inner != 1:
         raise c.r.untraceable(f"group norm over {groups} groups (at most {GROUPS}, one element a channel)")
-    value, size = c.r.value(x), channels // groups
+    value, size = _whole(c, x), channels // groups
     parts = [_normalised(c, c.b.slice(value, k * size, size), size, eps) for k in range(groups)]
     made = c.b.cat(parts)
     if weight is not None:

@@ -58,14 +58,14 @@ def _as(compare: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor
     return lambda a, b: compare(a, b).to(torch.promote_types(a.dtype, b.dtype))
 
 
-def _none(b: Builder, d: Value, args: Sequence[Value], y: Value) -> list[Value | None]:
+def no_gradient(b: Builder, d: Value, args: Sequence[Value], y: Value) -> list[Value | None]:
     return [None] * len(args)
 
 
 # Element-wise, one argument. In derivatives: d the result's gradient, (x, ...) the arguments, y the result.
 _elements("neg", torch.neg, lambda b, d, x, y: [b.neg(d)])
 _elements("abs", torch.abs, lambda b, d, x, y: [b.mul(d, b.sign(x[0]))])
-_elements("sign", torch.sign, _none)
+_elements("sign", torch.sign, no_gradient)
 _elements("sigmoid", torch.sigmoid, lambda b, d, x, y: [b.sigmoid_back(d, y)], cost=12)
 _elements("tanh", torch.tanh, lambda b, d, x, y: [b.tanh_back(d, y)], cost=12)
 _elements("relu", torch.relu, lambda b, d, x, y: [b.where(b.gt(y, b.constant(0)), d, b.constant(0))])
@@ -102,7 +102,7 @@ for _name, _compare in (
     ("eq", torch.eq),
     ("ne", torch.ne),
 ):
-    _elements(_name, _as(_compare), _none)
+    _elements(_name, _as(_compare), no_gradient)
 _elements("sigmoid_back", lambda d, y: d * (y * (1 - y)))
 _elements("tanh_back", lambda d, y: d * (1 - y * y))
 
@@ -121,6 +121,8 @@ def _extremum_back(b: Builder, d: Value, x: Sequence[Value], wins: Callable[[Val
 def _pow_back(b: Builder, d: Value, x: Sequence[Value]) -> list[Value | None]:
     exponent = b.constant_of(x[1])
     assert exponent is not None, "the builder admits constant exponents only"
+    if exponent == 0:
+        return [None, None]
     return [b.mul(d, b.mul(b.constant(exponent), b.pow(x[0], b.constant(exponent - 1)))), None]
 
 

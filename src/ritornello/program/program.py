@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ritornello.program.ops import ELEMENTS, OPS, REDUCTION, Term
+from ritornello.program.ops import ELEMENTS, OPS, REDUCTION, Term, no_gradient
 
 Value = int
 
@@ -87,7 +87,7 @@ class Builder:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self._known: dict[Node, Value] = {}
+        self._known: dict[Any, Value] = {}
 
     def __getattr__(self, name: str) -> Callable[..., Value]:
         if name not in OPS or OPS[name].kind not in (ELEMENTS, REDUCTION):
@@ -99,6 +99,13 @@ class Builder:
 
     def rate(self, value: Value) -> int:
         return self.nodes[value].rate
+
+    def is_differentiable(self, value: Value) -> bool:
+        """Whether it depends smoothly on x, a state or a tensor that the cell computes; parameters tell of themselves."""
+        node = self.nodes[value]
+        if node.op in OPS and OPS[node.op].derivative is no_gradient:
+            return False
+        return node.op in ("x", "state") or any(self.is_differentiable(arg) for arg in node.args)
 
     def leaf(
         self, op: str, attributes: tuple[Any, ...], shape: Sequence[int], rate: int, args: Sequence[Value] = ()
@@ -200,9 +207,10 @@ class Builder:
         return max((self.rate(arg) for arg in args), default=CONSTANT)
 
     def _add(self, node: Node) -> Value:
-        value = self._known.get(node)
+        key = (node, str(node.attributes)) if node.op == "constant" else node  # 0 is not -0, NaN is NaN
+        value = self._known.get(key)
         if value is None:
-            value = self._known[node] = len(self.nodes)
+            value = self._known[key] = len(self.nodes)
             self.nodes.append(node)
         return value
 
