@@ -156,7 +156,7 @@ int64_t frame_stride(const Code& code) {
 Code read_code(const std::vector<int64_t>& ints, const std::vector<double>& constants) {
   Reader in(ints);
   Code code{};
-  code.fields = in.next(1, 16);
+  code.fields = in.next(1, most_fields);
   code.slots = in.next(1, 16);
   if (code.spaces() > most_spaces) throw std::invalid_argument("too many fields and predecessors");
   for (int field = 0; field < code.fields; ++field) code.sizes.push_back(in.next(1, any));

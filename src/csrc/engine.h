@@ -69,9 +69,9 @@ template <class T> struct Lane {
   int64_t begin, end;  // entries
   T *temp, *scratch, *frame;
   void* work;          // of the products
-  T* ring[2 * 16];     // by field: states of two levels, where not all are kept
+  T* ring[2 * most_fields];     // by field: states of two levels, where not all are kept
   T* gathered[most_spaces];  // by space: predecessors' states, and gradients to them
-  T* carry[2 * 16];    // by field: gradients that come, gradients that go
+  T* carry[2 * most_fields];    // by field: gradients that come, gradients that go
 };
 
 template <class P> class Engine {
@@ -129,7 +129,7 @@ template <class P> class Engine {
   }
 
   bool wanted(size_t pack) const {
-    return backward_ ? code_.used[BACK][pack] || (code_.used[AFTER][pack] && call_.d_x) : code_.used[BEFORE][pack] || code_.used[LOOP][pack];
+    return backward_ ? code_.used[BACK][pack] || code_.used[AFTER][pack] : code_.used[BEFORE][pack] || code_.used[LOOP][pack];
   }
 
   // Contiguous entries for each lane, with about as many rows.
@@ -211,12 +211,15 @@ template <class P> class Engine {
     if (!call_.accumulate) clear_gradients(thread, threads);
     for (int lane = thread; lane < lanes_; lane += threads) backward(lane_[lane]);
     barrier_.wait(threads);
-    if (after_in_bulk()) bulk(AFTER, thread, threads);
+    if (after_in_bulk()) {
+      bulk(AFTER, thread, threads);
+      barrier_.wait(threads);
+    }
     for (const Reduction& reduction : code_.reductions) reduce(reduction, thread, threads);
     if (!chain() && thread == 0) table_results();
   }
 
-  bool after_in_bulk() const { return call_.d_x && in_bulk_ && !code_.after_reads_states; }
+  bool after_in_bulk() const { return !code_.routines[AFTER].empty() && in_bulk_ && !code_.after_reads_states; }
 
   void pack_weights(int thread, int threads) { rit::RIT_ISA::pack_weights<P>(call_, panels_, thread, threads, column_[thread]); }
   void constants() { fill_constants(call_, constant_); }
@@ -342,7 +345,7 @@ template <class P> class Engine {
 
   void run_back(Block<T>& b) {
     rit::RIT_ISA::run<P>(code_, BACK, b, panels_);
-    if (call_.d_x && !after_in_bulk()) rit::RIT_ISA::run<P>(code_, AFTER, b, panels_);
+    if (!after_in_bulk()) rit::RIT_ISA::run<P>(code_, AFTER, b, panels_);
   }
 
   void bind_gradients(Block<T>& b) const {
@@ -444,6 +447,7 @@ template <class P> class Engine {
   const T* row_of(const Left& side, int64_t level, int64_t row) const {
     switch (side.space) {
       case X: return static_cast<const T*>(call_.x) + row * code_.input + side.offset;
+      case DX: return static_cast<const T*>(call_.d_x) + row * code_.input + side.offset;
       case FRAME: return static_cast<const T*>(call_.frame) + row * frame_stride_ + side.offset;
       default: break;
     }
@@ -511,7 +515,7 @@ template <class P> class Engine {
   T* constant_ = nullptr;
   Unit** panels_ = nullptr;
   T* all_frames_ = nullptr;
-  T* table_gradient_[16] = {};
+  T* table_gradient_[most_fields] = {};
   Lane<T>* lane_ = nullptr;
   T *bulk_temp_[most_threads], *bulk_scratch_[most_threads], *column_[most_threads];
   Unit *bulk_work_[most_threads], *reduction_space_[most_threads];
@@ -546,8 +550,8 @@ template <class T> struct Piece {
   static void* moved(void* from, int64_t elements) { return from ? static_cast<T*>(from) + elements : nullptr; }
 
   Call call;
-  void* out[16];
-  const void* d_out[16];
+  void* out[most_fields];
+  const void* d_out[most_fields];
 };
 
 // Where field `field`'s states lie at the end of segment `segment` (of all but the last).
@@ -557,11 +561,11 @@ template <class T> static T* checkpoint(const Call& call, int field, int64_t seg
 
 template <class P> static void forward_checkpointed(const Call& call, const Levels* const* segments, int count) {
   using T = typename P::T;
-  const void* entry[16];
-  void* last[16];
+  const void* entry[most_fields];
+  void* last[most_fields];
   Engine<P>* donor = nullptr;
   Workspace space;
-  void* outs[16] = {};  // tables want all states of a segment; chains pass them on
+  void* outs[most_fields] = {};  // tables want all states of a segment; chains pass them on
   int64_t row = 0, most = 0;
   for (int segment = 0; segment < count; ++segment) most = greater(most, segments[segment]->rows);
   for (int field = 0; field < call.code->fields && segments[0]->source; ++field)
@@ -595,8 +599,8 @@ template <class P> static void backward_checkpointed(const Call& call, const Lev
     row += segments[segment]->rows;
   }
   auto take = [&](int64_t elements) { return static_cast<T*>(space.take(sizeof(T) * static_cast<size_t>(greater(1, elements)))); };
-  void *outs[16], *lasts[16], *blanks[16], *flow[2][16];
-  const void *entry[16], *come[16];
+  void *outs[most_fields], *lasts[most_fields], *blanks[most_fields], *flow[2][most_fields];
+  const void *entry[most_fields], *come[most_fields];
   for (int field = 0; field < code.fields; ++field) {
     const int64_t size = code.sizes[field];
     outs[field] = take(most * size);

@@ -11,7 +11,7 @@ namespace RIT_ISA {
 
 template <class T> RIT_INLINE Vector<T> truth(typename Simd<T>::Mask mask) { return select(mask, Vector<T>{} + 1, Vector<T>{}); }
 template <class T> RIT_INLINE Vector<T> absolute(Vector<T> x) { return select(x < 0, -x, select(x == 0, Vector<T>{}, x)); }
-template <class T> RIT_INLINE Vector<T> sign(Vector<T> x) { return select(x > 0, Vector<T>{} + 1, select(x < 0, Vector<T>{} - 1, x * 0)); }
+template <class T> RIT_INLINE Vector<T> sign(Vector<T> x) { return select(x > 0, Vector<T>{} + 1, select(x < 0, Vector<T>{} - 1, Vector<T>{})); }
 
 // What an instruction is given: rows of numbers and how far it is from one to the next, the size of a result, its own
 // number, and who draws at random.

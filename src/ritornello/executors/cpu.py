@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ritornello.executors.fingerprint import fingerprint
 from ritornello.executors.plan import Plan, make_plan
 from ritornello.executors.request import Request, Result
 from ritornello.executors.run import TYPES, Run, Unfolding, machine_type
@@ -105,18 +106,3 @@ class CpuExecutor:
             if len(known) > 16:
                 known.popitem(last=False)
         return known[key]
-
-
-def fingerprint(cell: nn.Module) -> tuple[Any, ...]:
-    """All settings that the cell's modules hold besides tensors: what its forward may branch on."""
-    found: list[Any] = []
-    for module in cell.modules():
-        for name, value in vars(module).items():
-            kind = type(value)
-            if kind in (bool, int, float, str, type(None), tuple):
-                found.append(value)
-            elif name in ("_forward_hooks", "_forward_pre_hooks"):
-                found.append(len(value))
-            elif kind not in (dict, OrderedDict, set, list):
-                found.append(id(value))
-    return tuple(found)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ritornello.program import (
+    MOST_FIELDS,
     Joint,
     Node,
     Program,
+    Untraceable,
     Value,
     Wants,
     derive,
@@ -85,7 +87,7 @@ class Compiled:
 
 def evaluate(nodes: Sequence[Node], values: Sequence[Value], cell: nn.Module, dtype: torch.dtype) -> list[Tensor]:
     """Parameter-rate values of a program."""
-    found = parameters(nodes, values, lambda name: lookup(cell, name))
+    found = parameters(nodes, values, lambda name: lookup(cell, name), dtype)
     return [found[value].to(dtype) for value in values]
 
 
@@ -95,4 +97,6 @@ def make_plan(cell: nn.Module, x_size: int, sizes: Sequence[int], like: Tensor) 
     Raises:
         Untraceable: with the reason.
     """
+    if len(sizes) > MOST_FIELDS:
+        raise Untraceable(f"its state has {len(sizes)} fields; the compiled machine takes {MOST_FIELDS}")
     return Plan(simplify(unroll(trace(cell, x_size, sizes, like), 1)))

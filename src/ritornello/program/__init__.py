@@ -2,13 +2,14 @@
 
 from ritornello.program.derive import Joint, derive
 from ritornello.program.interpret import interpret, parameters
-from ritornello.program.lower import Code, Wants, encode, lower
+from ritornello.program.lower import MOST_FIELDS, Code, Wants, encode, lower
 from ritornello.program.passes import simplify, unroll
 from ritornello.program.program import Builder, Node, Program, Value
 from ritornello.program.random import philox
 from ritornello.program.trace import Untraceable, lookup, trace
 
 __all__ = [
+    "MOST_FIELDS",
     "Builder",
     "Code",
     "Joint",

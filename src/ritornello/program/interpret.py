@@ -12,19 +12,22 @@ from ritornello.program.ops import OPS
 from ritornello.program.program import PARAMETER, Node, Program, Value, live
 
 
-def parameters(nodes: Sequence[Node], values: Iterable[Value], find: Callable[[str], Tensor]) -> dict[Value, Tensor]:
+def parameters(
+    nodes: Sequence[Node], values: Iterable[Value], find: Callable[[str], Tensor], dtype: torch.dtype = torch.float64
+) -> dict[Value, Tensor]:
     """The parameter-rate values asked for, computed by torch and differentiable by it.
 
     Args:
         nodes: the program's.
         find: from a parameter's path to the tensor.
+        dtype: of the constants among them.
     """
     found: dict[Value, Tensor] = {}
     for value in live(nodes, values):
         node = nodes[value]
         args = [found[arg] for arg in node.args]
         if node.op == "constant":
-            found[value] = torch.tensor([node.attributes[0]], dtype=torch.float64)
+            found[value] = torch.tensor([node.attributes[0]], dtype=dtype)
         elif node.op == "parameter":
             found[value] = find(node.attributes[0])
         else:
@@ -80,7 +83,7 @@ def interpret(
             assert uniform is not None, "the program draws random numbers"
             found[value] = uniform(node.attributes[0], node.size)
         elif node.rate <= PARAMETER:
-            found[value] = parameters(program.nodes, [value], find)[value].to(x.dtype)
+            found[value] = parameters(program.nodes, [value], find, x.dtype)[value].to(x.dtype)
         else:
             args = [found[arg] for arg in node.args]
             if node.op == "cat":

@@ -30,6 +30,7 @@ BEFORE, LOOP, BACK, AFTER = range(4)
 ROUTINES = ("before", "loop", "back", "after")
 CONST, TEMP, SCRATCH, FRAME, X, DX = range(6)
 ALIGN = 16  # elements: a cache line of single precision
+MOST_FIELDS, MOST_TERMS = 16, 64  # as in src/csrc/code.h; terms of one product
 
 
 class Place(NamedTuple):
@@ -187,7 +188,7 @@ class _Lowering:
         self.made: dict[tuple[Value, int], _View] = {}
         self.packs: dict[Pack, int] = {}
         self.parameters: dict[Value, int] = {}
-        self.constants: dict[tuple[float, int], _View] = {}
+        self.constants: dict[tuple[str, int], _View] = {}  # by text: 0 is not -0
         self.vectors: dict[Value, _View] = {}
         self.const_size = 0
         self.fixed: dict[int, _Slot] = {}
@@ -261,9 +262,10 @@ class _Lowering:
         return self.fixed[space].at(0, size)
 
     def _constant(self, number: float, size: int) -> _View:
-        if (number, size) not in self.constants:
-            self.constants[number, size] = self._const(size)
-        return self.constants[number, size]
+        key = (repr(number), size)
+        if key not in self.constants:
+            self.constants[key] = self._const(size)
+        return self.constants[key]
 
     def _const(self, size: int) -> _View:
         place = Place(CONST, self.const_size, size)
@@ -402,7 +404,7 @@ class _Lowering:
             return view
         for (number, _), known in list(self.constants.items()):
             if known == view:
-                return self._constant(number, size)
+                return self._constant(float(number), size)
         out = self._slot(size, routine).at(0, size)
         self._copy(routine, out, view)
         return out
@@ -414,14 +416,24 @@ class _Lowering:
         start = self.view(node.args[0], routine) if len(node.args) % 2 else None
         if start is not None:
             start = self._spread(start, node.size, routine)
+        terms = list(products(node))
+        while len(terms) > MOST_TERMS:
+            start = self._multiplied(
+                terms[:MOST_TERMS], start, self._slot(node.size, routine).at(0, node.size), routine
+            )
+            terms = terms[MOST_TERMS:]
+        return self._multiplied(terms, start, self._out(value, routine), routine)
+
+    def _multiplied(
+        self, terms: Sequence[tuple[Value, Value, Term]], start: _View | None, out: _View, routine: int
+    ) -> _View:
         left, parts = [], []
-        for v, weight, term in products(node):
+        for v, weight, term in terms:
             view = self._spread(self.view(v, routine), self.nodes[v].size, routine)
             left.append(view)
             parts.append((self._parameter(weight), term, view.size))
-        pack = Pack(node.size, tuple(parts))
+        pack = Pack(out.size, tuple(parts))
         number = self.packs.setdefault(pack, len(self.packs))
-        out = self._out(value, routine)
         out.slot.block = True
         for view in left:
             view.slot.block = True
@@ -459,7 +471,7 @@ class _Lowering:
             self.spaces,
             tuple([self._final(item) for item in routine] for routine in self.items),
             list(self.packs),
-            [(v.slot.place.offset, v.size, number) for (number, _), v in self.constants.items() if v.slot.place],
+            [(v.slot.place.offset, v.size, float(number)) for (number, _), v in self.constants.items() if v.slot.place],
             [(v.slot.place.offset, v.size, self.parameters[p]) for p, v in self.vectors.items() if v.slot.place],
             list(self.parameters),
             _joined(reductions),
@@ -577,8 +589,8 @@ class _Lowering:
         if not whole or (item.op != "product" and (base not in OPS or OPS[base].kind != ELEMENTS)):
             return None
         for number, arg in enumerate(item.args):
-            if item.op == "product" and not (item.start and number == 0):
-                break
+            if item.op == "product" and not (item.start and number == 0 and arg not in item.args[1:]):
+                break  # its rows are read while its columns are written
             entry = (arg.slot, arg.offset, arg.offset + arg.size)
             place = arg.slot.place
             if place is None or place.space != space or arg.size != item.out.size or entry not in dying:
