@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -61,6 +62,7 @@ class _Same:
 
     def __init__(self, value: Any) -> None:
         self._hash = id(value)
+        self._of: Callable[[], Any]
         try:
             self._of = weakref.ref(value)
         except TypeError:  # such as a number type of its own

@@ -624,14 +624,14 @@ def _transpose(c: Call, x: Tensor, one: int, other: int) -> Value:
 def _flip(c: Call, x: Tensor, axes: Sequence[int]) -> Value:
     for axis in axes:
         _row_axis(c, x, axis)
-    return _in_order(c, x, lambda numbers: numbers.flip(axes))
+    return _in_order(c, x, lambda numbers: numbers.flip(*axes))
 
 
 @_entry("roll")
 def _roll(c: Call, x: Tensor, shifts: Sequence[int], axes: Sequence[int] = ()) -> Value:
     for axis in axes or (0,):  # none: over everything
         _row_axis(c, x, axis)
-    return _in_order(c, x, lambda numbers: numbers.roll(shifts, axes))
+    return _in_order(c, x, lambda numbers: torch.roll(numbers, tuple(shifts), tuple(axes)))
 
 
 def _in_order(c: Call, x: Tensor, move: Callable[[Tensor], Tensor]) -> Value:

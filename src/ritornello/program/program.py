@@ -101,7 +101,7 @@ class Builder:
         return self.nodes[value].rate
 
     def is_differentiable(self, value: Value) -> bool:
-        """Whether it depends smoothly on x, a state or a tensor that the cell computes; parameters tell of themselves."""
+        """Whether it depends smoothly on x or a state; tensors of parameters tell of themselves."""
         node = self.nodes[value]
         if node.op in OPS and OPS[node.op].derivative is no_gradient:
             return False
