@@ -55,6 +55,11 @@ class Recipe(NamedTuple):
         body = [*self.lines, f"return self.State({', '.join(self.results)})"]
         return "def forward(self, x, s):\n" + "".join(f"    {line}\n" for line in body)
 
+    @property
+    def torch_multiplies(self) -> bool:
+        """Whether it multiplies parameters with each other: torch does that, whose bits hang on the number of threads."""
+        return re.search(r"self\.p\d+ @ \(?self\.p\d+", self.source) is not None
+
     def __repr__(self) -> str:
         made = [
             f"    # {name}: {'Linear' if isinstance(s, list) else 'Parameter'}{tuple(s)}" for name, s in self.parameters

@@ -205,11 +205,11 @@ template <class P> class Engine {
         bulk(BEFORE, thread, threads);
         barrier_.wait(threads);
       }
-      for (int lane = thread; lane < lanes_; lane += threads) forward(lane_[lane]);
+      share(thread, threads);
       return;
     }
     if (!call_.accumulate) clear_gradients(thread, threads);
-    for (int lane = thread; lane < lanes_; lane += threads) backward(lane_[lane]);
+    share(thread, threads);
     barrier_.wait(threads);
     if (after_in_bulk()) {
       bulk(AFTER, thread, threads);
@@ -217,6 +217,30 @@ template <class P> class Engine {
     }
     for (const Reduction& reduction : code_.reductions) reduce(reduction, thread, threads);
     if (!chain() && thread == 0) table_results();
+  }
+
+  // The lanes, one after the other; where there is one only, the other threads help with its products.
+  void share(int thread, int threads) {
+    const bool together = lanes_ == 1 && threads > 1 && most_rows_ <= chunk_rows && worth_sharing();
+    if (together && thread > 0) {
+      if (thread < Team<P>::most) team_.help(thread, bulk_work_[thread]);
+      return;
+    }
+    if (together) team_.lead(threads);
+    for (int lane = thread; lane < lanes_; lane += threads) {
+      Block<T> b = block(lane_[lane].temp, lane_[lane].scratch, lane_[lane].work);
+      b.team = together ? &team_ : nullptr;
+      if (backward_) backward(lane_[lane], b);
+      else forward(lane_[lane], b);
+    }
+    if (together) team_.finish();
+  }
+
+  bool worth_sharing() const {
+    const std::vector<char>& used = code_.used[backward_ ? BACK : LOOP];
+    for (size_t i = 0; i < code_.packs.size(); ++i)
+      if (used[i] && most_rows_ * code_.packs[i].size * code_.packs[i].depth >= Team<P>::worth) return true;
+    return false;
   }
 
   bool after_in_bulk() const { return !code_.routines[AFTER].empty() && in_bulk_ && !code_.after_reads_states; }
@@ -310,8 +334,7 @@ template <class P> class Engine {
     }
   }
 
-  void forward(Lane<T>& lane) {
-    Block<T> b = block(lane.temp, lane.scratch, lane.work);
+  void forward(Lane<T>& lane, Block<T>& b) {
     for (int64_t level = 0; level < levels_.count; ++level) {
       int64_t first, end;
       rows_of_lane(lane, level, first, end);
@@ -338,9 +361,9 @@ template <class P> class Engine {
                   sizeof(T) * size(field) * (end - from));
   }
 
-  void backward(Lane<T>& lane) {
-    if (chain()) backward_chain(lane);
-    else backward_table(lane);
+  void backward(Lane<T>& lane, Block<T>& b) {
+    if (chain()) backward_chain(lane, b);
+    else backward_table(lane, b);
   }
 
   void run_back(Block<T>& b) {
@@ -353,8 +376,7 @@ template <class P> class Engine {
       if (call_.d_out[field]) bind(b, code_.dout(field), static_cast<T*>(const_cast<void*>(call_.d_out[field])) + b.first_row * size(field), size(field));
   }
 
-  void backward_chain(Lane<T>& lane) {
-    Block<T> b = block(lane.temp, lane.scratch, lane.work);
+  void backward_chain(Lane<T>& lane, Block<T>& b) {
     int64_t flowing = 0;  // rows of the lane with a later level behind them
     int turn = 0;
     for (int64_t level = levels_.count - 1; level >= 0; --level) {
@@ -394,8 +416,7 @@ template <class P> class Engine {
 
   int64_t owner_of(int64_t level, int64_t row) const { return levels_.owner ? levels_.owner[row] : row - levels_.starts[level]; }
 
-  void backward_table(Lane<T>& lane) {
-    Block<T> b = block(lane.temp, lane.scratch, lane.work);
+  void backward_table(Lane<T>& lane, Block<T>& b) {
     for (int field = 0; field < code_.fields; ++field)
       for (int64_t entry = lane.begin; entry < lane.end && call_.d_last[field]; ++entry)
         add_to(field, gradient_row(levels_.last[entry], entry), static_cast<const T*>(call_.d_last[field]) + entry * size(field));
@@ -509,6 +530,7 @@ template <class P> class Engine {
   const Engine* const donor_;
   Workspace space_;
   Barrier barrier_;
+  Team<P> team_;
   int threads_ = 1, lanes_ = 1;
   bool in_bulk_ = false;
   int64_t most_rows_ = 0, scratch_stride_ = 0, frame_stride_ = 0;

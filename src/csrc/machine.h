@@ -3,7 +3,7 @@
 #pragma once
 #include "code.h"
 #include "math.h"
-#include "products.h"
+#include "team.h"
 #include "random.h"
 
 namespace rit {
@@ -172,6 +172,7 @@ template <class T> struct Block {
   int64_t number;  // of the first row among all rows: what it draws at random hangs on it
   uint64_t seed;
   void* workspace;  // of the products
+  void* team;       // those who share them, or null
 };
 
 // Rows that instructions take at a call: as many as leave their intermediate values in the first cache.
@@ -209,7 +210,11 @@ template <class P> static void run_product(const Code& code, const Step& step, c
   const Left* const lefts = code.lefts.data() + step.lefts;
   for (int i = 0; i < step.left_count; ++i)
     segments[i] = {block.base[lefts[i].space] + lefts[i].offset, block.stride[lefts[i].space], lefts[i].size};
-  P::multiply(segments, step.left_count, block.rows, panels, step.size, start, start_stride, out, out_stride, static_cast<typename P::Unit*>(block.workspace));
+  const auto workspace = static_cast<typename P::Unit*>(block.workspace);
+  const int depth = code.packs[step.pack].depth;
+  if (block.team && static_cast<int64_t>(block.rows) * step.size * depth >= Team<P>::worth)
+    static_cast<Team<P>*>(block.team)->multiply({segments, step.left_count, block.rows, panels, step.size, depth, start, start_stride, out, out_stride}, workspace);
+  else P::multiply(segments, step.left_count, block.rows, panels, step.size, start, start_stride, out, out_stride, workspace);
 }
 
 // panels: where each pack's weights lie.

@@ -13,13 +13,16 @@
 #include <vector>
 
 namespace rit {
-namespace {
 
-inline void pause_briefly() {
+void pause_briefly() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
 }
+
+void give_way() { sched_yield(); }
+
+namespace {
 
 // --- torch's OpenMP: the library that is loaded already, by its name
 
@@ -149,8 +152,8 @@ void Barrier::wait(int threads) {
     return;
   }
   for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-    if (spins < 20000) pause_briefly();
-    else sched_yield();
+    if (spins < patience) pause_briefly();
+    else give_way();
   }
 }
 

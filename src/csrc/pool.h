@@ -9,6 +9,10 @@ namespace rit {
 // The task is told how many there really are; it must not throw.
 void on_threads(int threads, void (*task)(void* context, int thread, int threads), void* context);
 
+constexpr int patience = 20000;  // turns of waiting before a thread lets others have its processor
+void pause_briefly();
+void give_way();
+
 // Where the threads of one on_threads wait for each other.
 class Barrier {
  public:
