@@ -57,7 +57,7 @@ class Recipe(NamedTuple):
 
     @property
     def torch_multiplies(self) -> bool:
-        """Whether it multiplies parameters with each other: torch does that, whose bits hang on the number of threads."""
+        """Whether parameters are multiplied with each other: torch does that, its bits hang on its threads."""
         return re.search(r"self\.p\d+ @ \(?self\.p\d+", self.source) is not None
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import ritornello as rit
-from ritornello.bench import ceiling, cells, contenders, roster, scan, settings, steps
+from ritornello.bench import ceiling, cells, contenders, roster, scan, sections, settings, steps, stream
 from ritornello.bench.check import Mismatch, Oracle
 from ritornello.bench.clock import Times, interleave
 from ritornello.bench.contenders import Answer, make_case
@@ -64,6 +64,8 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(ceiling, "SIZES", ((16, 16, 16), (32, 16, 32)))
     monkeypatch.setattr(settings, "RAGGED", (12, 3, 4))
     monkeypatch.setattr(settings, "DENSE", ((3, 2, 4),))
+    monkeypatch.setattr(settings, "WIDE", ((3, 2, 4),))
+    monkeypatch.setattr(sections, "STEPS", 3)
     Path("mine.py").write_text(textwrap.dedent(STRANGERS))
 
 
@@ -89,7 +91,7 @@ class TestCommand:
         for text in ("T 3, B 2, H 4", "T 1 to 12, B 3, H 4", "First call", "Goals", "ceiling", "seed 0"):
             assert text in out
         found = json.loads(Path("o.json").read_text())
-        assert list(found) == ["header", "rows", "ceiling_gflops", "first_call", "goals"]
+        assert list(found) == ["header", "rows", "ceiling_gflops", "bfloat16", "streaming", "first_call", "goals"]
         header = found["header"]
         assert header["threads"] == 1
         assert header["torch"] == torch.__version__
@@ -112,11 +114,16 @@ class TestCommand:
             for each in row["times"].values():
                 assert set(each) == {"best_ms", "median_ms", "calls", "gflops"}
                 assert each["calls"] >= 3
+        halves = ["lstm", "peephole"] if header["instruction_set"] == "avx512bf16" else []
+        assert [each["cell"] for each in found["bfloat16"]] == halves
+        assert all(each["ratio"] == each["float32_ms"] / each["bfloat16_ms"] for each in found["bfloat16"])
+        walks = [("lstm", 128, {OURS, NN, "the cell"}), ("peephole", 128, {OURS, "the cell"})]
+        assert [(each["cell"], each["units"], set(each["us"])) for each in found["streaming"]] == walks
         assert [each["cell"] for each in found["first_call"]] == ["lstm", "peephole"]
         for each in found["first_call"]:
             assert set(each) == {"cell", "first_ms", "second_ms", "import_ms", "phases"}
             assert set(each["phases"]) == {"trace", "passes", "adjoint", "lowering", "machine", "rest"}
-        assert len(found["goals"]) == 15
+        assert len(found["goals"]) == 17
         assert all(set(goal) == {"name", "holds", "found"} for goal in found["goals"])
 
     @pytest.mark.parametrize(
@@ -127,6 +134,8 @@ class TestCommand:
             (("--no-ragged", "--no-first-call"), {"dense": 1}, False),
             (("--shape", "2,1,3", "--ragged"), {"dense": 1, "ragged": 1}, False),
             (("--first-call",), {}, True),
+            (("--streaming",), {}, False),
+            (("--bfloat16",), {}, False),
         ],
     )
     def test_sections(self, words, sections, first, shell):
@@ -136,6 +145,16 @@ class TestCommand:
         assert {name: names.count(name) for name in names} == sections
         assert all(row["what"] == FORWARD for row in found["rows"])
         assert bool(found["first_call"]) == first
+
+    def test_a_wrong_stream_is_not_timed(self, shell, monkeypatch):
+        def wrong(case):
+            right = stream.called(case)
+            return lambda keep=True: [1.01 * output for output in right(keep)]
+
+        monkeypatch.setitem(stream.WALKERS, OURS, wrong)
+        status, _, error = shell("--streaming", "--cell", "lstm", *QUICK)
+        assert status == 1
+        assert "streaming by ritornello with lstm is wrong: outputs differs by" in error
 
     @pytest.mark.parametrize("name", ["Mine", "Plain"])
     def test_a_stranger(self, name, shell):
@@ -371,7 +390,7 @@ def row(cell, shape, section="dense", ceiling=100.0, per_token=None, **ms):
 
 class TestGoals:
     def test_nothing_measured_is_neither(self):
-        assert {goal.holds for goal in judge([], [], 1.0)} == {None}
+        assert {goal.holds for goal in judge([], [], [], [], 1.0)} == {None}
 
     @pytest.mark.parametrize(
         ("rows", "goal", "holds", "found"),
@@ -395,14 +414,26 @@ class TestGoals:
         ],
     )  # fmt: skip
     def test_each(self, rows, goal, holds, found):
-        (judged,) = [each for each in judge(rows, [], 120.0) if goal in each.name]
+        (judged,) = [each for each in judge(rows, [], [], [], 120.0) if goal in each.name]
         assert judged.holds is holds
         assert found in judged.found
+
+    @pytest.mark.parametrize(("ratio", "holds"), [(1.59, False), (1.6, True)])
+    def test_bfloat16(self, ratio, holds):
+        found = [{"cell": "gru", "shape": (2, 3, 256), "ratio": each} for each in (9.0, ratio)]
+        (judged,) = [goal for goal in judge([], found, [], [], 1.0) if "bfloat16" in goal.name]
+        assert (judged.holds, judged.found[:4]) == (holds, f"{ratio:.2f}")
+
+    @pytest.mark.parametrize(("us", "holds"), [(39.0, False), (40.0, True)])
+    def test_streaming(self, us, holds):
+        found = [{"cell": "lstm", "units": 128, "us": {OURS: 5.0, NN: us}}]
+        (judged,) = [goal for goal in judge([], [], found, [], 1.0) if "streaming" in goal.name]
+        assert (judged.holds, judged.found) == (holds, f"{us / 5:.2f}: 5.0 µs against {us:.1f}")
 
     @pytest.mark.parametrize(("ms", "holds"), [(49, True), (51, False)])
     def test_first_call(self, ms, holds):
         found = [{"cell": "lstm", "first_ms": 1}, {"cell": "gru", "first_ms": ms}]
-        assert judge([], found, 1.0)[-1] == ("first call of a new cell: under 50 ms", holds, f"{ms} ms, gru")
+        assert judge([], [], [], found, 1.0)[-1] == ("first call of a new cell: under 50 ms", holds, f"{ms} ms, gru")
 
 
 def test_the_report_takes_rows_that_lack_contenders(capsys):

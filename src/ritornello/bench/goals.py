@@ -28,11 +28,15 @@ class Measured(NamedTuple):
 
     Attributes:
         rows: of forward + backward.
+        bfloat16: beside float32.
+        streaming: steps of one row.
         first: of the first calls.
         best: the best rate of a product in the whole run, GFLOP/s.
     """
 
     rows: list[Row]
+    bfloat16: list[dict[str, Any]]
+    streaming: list[dict[str, Any]]
     first: list[dict[str, Any]]
     best: float
 
@@ -40,9 +44,13 @@ class Measured(NamedTuple):
         return [row for row in self.rows if row.section == "dense"]
 
 
-def judge(rows: Iterable[Row], first: Iterable[dict[str, Any]], best: float) -> list[Goal]:
+Found = Iterable[dict[str, Any]]
+
+
+def judge(rows: Iterable[Row], bfloat16: Found, streaming: Found, first: Found, best: float) -> list[Goal]:
     """All goals."""
-    measured = Measured([row for row in rows if row.what == BOTH], list(first), best)
+    both = [row for row in rows if row.what == BOTH]
+    measured = Measured(both, list(bfloat16), list(streaming), list(first), best)
     return [goal for each in GOALS for goal in each(measured)]
 
 
@@ -120,6 +128,27 @@ def ragged(m: Measured) -> list[Goal]:
     return [_ratio("ragged lstm against packed nn.LSTM: 50 times", packed, 50.0), dearest]
 
 
+def halves(m: Measured) -> list[Goal]:
+    """Rows in bfloat16."""
+    name = "bfloat16 against float32, H ≥ 256: 1.6 times"
+    if not m.bfloat16:
+        return [Goal(name, None, "not measured")]
+    least = min(m.bfloat16, key=lambda each: each["ratio"])
+    missed = sum(each["ratio"] < 1.6 for each in m.bfloat16)
+    found = f"{least['ratio']:.2f}, {least['cell']} at {','.join(map(str, least['shape']))}"
+    return [Goal(name, not missed, found + (f"; missed in {missed} of {len(m.bfloat16)} cases" if missed else ""))]
+
+
+def streams(m: Measured) -> list[Goal]:
+    """One row, step by step."""
+    name = "streaming step, one row, H = 128: 8 times as fast as nn.LSTMCell"
+    for each in m.streaming:
+        if each["cell"] == "lstm" and each["units"] == 128:
+            ratio = each["us"][NN] / each["us"][OURS]
+            return [Goal(name, ratio >= 8, f"{ratio:.2f}: {each['us'][OURS]:.1f} µs against {each['us'][NN]:.1f}")]
+    return [Goal(name, None, "not measured")]
+
+
 def first_call(m: Measured) -> list[Goal]:
     """Cells that the process has not seen."""
     name = "first call of a new cell: under 50 ms"
@@ -131,7 +160,7 @@ def first_call(m: Measured) -> list[Goal]:
 
 HARD = ("elman", "layer-norm")
 GOALS: tuple[Callable[[Measured], list[Goal]], ...] = (
-    *(large, small, against_torch, against_loop, against_scan, ragged, first_call),
+    *(large, small, against_torch, against_loop, against_scan, ragged, halves, streams, first_call),
 )
 
 

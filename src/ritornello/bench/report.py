@@ -117,6 +117,32 @@ class Report:
             table.add_row(each["cell"], *(f"{number:.2f}" for number in numbers))
         self._print(table)
 
+    def bfloat16(self, found: list[dict[str, Any]]) -> None:
+        table = Table(title="bfloat16", box=None, pad_edge=False, title_justify="left", title_style="bold")
+        table.add_column("cell")
+        for head in ("T, B, H", "float32 ms", "bfloat16 ms", "×"):
+            table.add_column(head, justify="right", min_width=8)
+        for each in found:
+            numbers = [f"{each[name]:.3f}" for name in ("float32_ms", "bfloat16_ms")]
+            table.add_row(each["cell"], ", ".join(map(str, each["shape"])), *numbers, f"{each['ratio']:.2f}")
+        self._print(table)
+
+    def streaming(self, found: list[dict[str, Any]]) -> None:
+        title = f"One row, step by step, H {found[0]['units']}, µs a step"
+        table = Table(title=title, box=None, pad_edge=False, title_justify="left", title_style="bold")
+        table.add_column("cell")
+        names = list(found[0]["us"] | {NN: None, "the cell": None})
+        for name in names:
+            table.add_column(name, justify="right", min_width=9)
+            if name != OURS:
+                table.add_column("×", justify="right", min_width=5)
+        for each in found:
+            times, words = each["us"], [f"{each['us'][OURS]:.2f}"]
+            for name in names[1:]:
+                words += [f"{times[name]:.2f}", f"{times[name] / times[OURS]:.2f}"] if name in times else ["", ""]
+            table.add_row(each["cell"], *words)
+        self._print(table)
+
     def goals(self, goals: list[Goal]) -> None:
         table = Table(title="Goals", box=None, pad_edge=False, title_justify="left", title_style="bold")
         for head in ("", "goal", "measured, the worst case"):

@@ -18,6 +18,7 @@ from ritornello.bench.contenders import Answer, Case, Contender, loop, make_case
 from ritornello.bench.first_call import first_calls
 from ritornello.bench.roster import Entry
 from ritornello.bench.settings import DTYPES, Settings, Shape
+from ritornello.bench.stream import WALKERS
 from ritornello.cells import Cell
 from ritornello.executors import EXECUTORS, Request, choose
 from ritornello.program import Untraceable, simplify, trace, unroll
@@ -33,6 +34,7 @@ OURS, DENSE, NN, PADDED, LOOP, SCAN = (
     "lax.scan",
 )
 FORWARD, BOTH = "forward", "forward+backward"
+STEPS = 100  # of a stream, timed together
 Watch = Callable[[str], None]
 
 
@@ -104,6 +106,44 @@ def first_call(settings: Settings, entries: list[Entry], watch: Watch) -> Iterat
     for entry in entries:
         watch(f"first call of {entry.name}")
         yield first_calls(entry.name, settings)
+
+
+def bfloat16(settings: Settings, entries: list[Entry], watch: Watch) -> Iterator[dict[str, Any]]:
+    """How much faster are rows in bfloat16 than in float32, where there is work for it?
+
+    Each of both is checked by itself: they are not the same numbers.
+    """
+    for shape in settings.bfloat16:
+        for entry in entries:
+            watch(f"bfloat16, {entry.name} at {','.join(map(str, shape))}")
+            calls = {}
+            for name in ("float32", "bfloat16"):
+                case = make_case(entry.make, shape, executor=settings.executor, seed=settings.seed, dtype=DTYPES[name])
+                contender = ours(case)
+                verify(case, [contender])
+                calls[name] = contender.both
+            times = interleave(calls, settings.seconds)
+            found = {f"{name}_ms": 1e3 * each.best for name, each in times.items()}
+            yield {"cell": entry.name, "shape": shape, **found, "ratio": times["float32"].best / times["bfloat16"].best}
+
+
+def streaming(settings: Settings, entries: list[Entry], watch: Watch) -> Iterator[dict[str, Any]]:
+    """What does one step of one row cost from Python, beside torch's own cell and beside calling the cell itself?"""
+    for entry in entries:
+        watch(f"streaming, {entry.name}")
+        case = make_case(entry.make, (STEPS, 1, settings.streaming), seed=settings.seed, dtype=DTYPES[settings.dtype])
+        calls = {name: walker(case) for name, walker in WALKERS.items()}
+        walks = {name: walk for name, walk in calls.items() if walk is not None}
+        oracle = Oracle(case)
+        for name, walk in walks.items():
+            oracle.agree(f"streaming by {name} with {entry.name}", Answer(torch.stack(walk()), {}), name != OURS)
+        times = interleave({name: partial(_last, walk) for name, walk in walks.items()}, settings.seconds)
+        found = {name: 1e6 * each.best / STEPS for name, each in times.items()}
+        yield {"cell": entry.name, "units": settings.streaming, "us": found}
+
+
+def _last(walk: Callable[..., Any]) -> None:
+    walk(keep=False)
 
 
 def _measure(

@@ -16,7 +16,9 @@ DENSE: tuple[Shape, ...] = (
     (256, 1, 128),
     (50, 64, 1024),
 )
+WIDE = tuple(shape for shape in DENSE if shape[2] >= 256)
 RAGGED: Shape = (500, 32, 256)
+STREAM = 128
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -30,6 +32,8 @@ class Settings:
         shapes: (steps, sequences, units) of the dense section; the input is as large as the state.
         ragged: (most steps, sequences, units) of the ragged section; lengths are uniform from a tenth of the steps on.
         first_call: whether to time the first call of each cell.
+        bfloat16: shapes at which to time bfloat16 beside float32, where the processor has its instructions.
+        streaming: units of the cell that is timed step by step; 0 for none.
         backward: whether to time forward + backward too.
         dtype: a name of DTYPES.
         threads: of torch, ritornello and JAX.
@@ -44,6 +48,8 @@ class Settings:
     shapes: tuple[Shape, ...] = DENSE
     ragged: Shape | None = RAGGED
     first_call: bool = True
+    bfloat16: tuple[Shape, ...] = WIDE
+    streaming: int = STREAM
     backward: bool = True
     dtype: str = "float32"
     threads: int = 1

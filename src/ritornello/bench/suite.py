@@ -32,6 +32,12 @@ class Watch(Protocol):
     def first_call(self, found: list[dict[str, Any]]) -> None:
         """The first calls of all cells."""
 
+    def bfloat16(self, found: list[dict[str, Any]]) -> None:
+        """bfloat16 against float32."""
+
+    def streaming(self, found: list[dict[str, Any]]) -> None:
+        """Steps of one row."""
+
     def goals(self, goals: list[Goal]) -> None:
         """What was promised."""
 
@@ -43,7 +49,7 @@ def run(settings: Settings, watch: Watch) -> dict[str, Any]:
     """Measures, and tells the watcher as it goes.
 
     Returns:
-        All that was found, for JSON: header, rows, first_call, goals.
+        All that was found, for JSON: header, rows, bfloat16, streaming, first_call, goals.
 
     Raises:
         ArgumentError: settings that do not fit.
@@ -55,7 +61,7 @@ def run(settings: Settings, watch: Watch) -> dict[str, Any]:
         raise ArgumentError(f"seconds is {settings.seconds}; it must be a positive number.")
     if settings.threads < 1:
         raise ArgumentError(f"threads is {settings.threads}; it must be at least 1.")
-    for shape in (*settings.shapes, *filter(None, [settings.ragged])):
+    for shape in (*settings.shapes, *settings.bfloat16, *filter(None, [settings.ragged])):
         if min(shape) < 1:
             raise ArgumentError(f"The shape {shape} must be positive: steps, sequences, units.")
     check_name(settings.executor)
@@ -70,7 +76,8 @@ def run(settings: Settings, watch: Watch) -> dict[str, Any]:
 def _run(settings: Settings, watch: Watch) -> dict[str, Any]:
     cells = entries(list(settings.cells), settings.everyone)
     parts = len(settings.shapes) + (settings.ragged is not None)
-    calls = len(cells) * (parts * (2 + settings.backward) + settings.first_call)
+    parts_more = len(settings.bfloat16) + bool(settings.streaming) + settings.first_call
+    calls = len(cells) * (parts * (2 + settings.backward) + parts_more)
     done = 0
 
     def doing(what: str) -> None:
@@ -102,17 +109,29 @@ def _run(settings: Settings, watch: Watch) -> dict[str, Any]:
         for part in sections.ragged(settings, cells, ceiling, doing):
             watch.rows(part)
             rows += part
+    halves = (
+        list(sections.bfloat16(settings, cells, doing))
+        if settings.bfloat16 and header["instruction_set"] == "avx512bf16"
+        else []
+    )
+    if halves:
+        watch.bfloat16(halves)
+    steps = list(sections.streaming(settings, cells, doing)) if settings.streaming else []
+    if steps:
+        watch.streaming(steps)
     first = list(sections.first_call(settings, cells, doing)) if settings.first_call else []
     if first:
         watch.first_call(first)
     rates = [ceiling.rate / 1e9, *(row.times["ceiling"]["gflops"] for row in rows)]
-    goals = judge(rows, first, max(rates))
+    goals = judge(rows, halves, steps, first, max(rates))
     watch.goals(goals)
     watch.drift(min(rates), max(rates))
     return {
         "header": header,
         "rows": [row.as_dict() for row in rows],
         "ceiling_gflops": {"least": min(rates), "most": max(rates)},
+        "bfloat16": halves,
+        "streaming": steps,
         "first_call": first,
         "goals": [goal._asdict() for goal in goals],
     }

@@ -25,6 +25,17 @@ def bench(
         bool | None,
         typer.Option(help="The first call of each cell, by phases.", show_default="unless others are asked for"),
     ] = None,
+    bfloat16: Annotated[
+        bool | None,
+        typer.Option(
+            help="bfloat16 beside float32, where there are instructions for it.",
+            show_default="unless others are asked for",
+        ),
+    ] = None,
+    streaming: Annotated[
+        bool | None,
+        typer.Option(help="One row, step by step, 128 units.", show_default="unless others are asked for"),
+    ] = None,
     forward: Annotated[
         bool, typer.Option("--forward", help="Leave forward + backward out.", show_default="off")
     ] = False,
@@ -40,8 +51,8 @@ def bench(
 ) -> None:
     """Measure speed: ritornello, torch.nn, a Python loop, jax.lax.scan and the fastest matrix product, side by side.
 
-    Without --shape, --ragged and --first-call it measures all three of them; else what is asked for. Nothing is timed
-    before it computes the same as the Python loop.
+    Without --shape, --ragged, --bfloat16, --streaming and --first-call it measures all of them; else what is asked
+    for. Nothing is timed before it computes the same as the Python loop.
     """
     import json
     from pathlib import Path
@@ -50,10 +61,10 @@ def bench(
 
     from ritornello.bench import Mismatch, Settings, run
     from ritornello.bench.report import Report
-    from ritornello.bench.settings import DENSE, RAGGED
+    from ritornello.bench.settings import DENSE, RAGGED, STREAM, WIDE
     from ritornello.errors import ArgumentError
 
-    asked = bool(shape or ragged or first_call)
+    asked = bool(shape or ragged or first_call or bfloat16 or streaming)
     shapes = tuple(_shape(text) for text in shape) or (() if asked else DENSE)
     settings = Settings(
         cells=tuple(cell),
@@ -61,6 +72,8 @@ def bench(
         shapes=shapes,
         ragged=RAGGED if (not asked if ragged is None else ragged) else None,
         first_call=not asked if first_call is None else first_call,
+        bfloat16=tuple(_shape(text) for text in shape) or WIDE if (not asked if bfloat16 is None else bfloat16) else (),
+        streaming=STREAM if (not asked if streaming is None else streaming) else 0,
         backward=not forward,
         dtype=dtype,
         threads=threads or torch.get_num_threads(),
