@@ -133,6 +133,33 @@ def test_a_long_thin_batch_changes_no_bit_either(frozen: tuple[int, ...]) -> Non
         assert_same_bits(one, on_threads(2, lambda: answer(problem, "cpu", torch.float32)))
 
 
+class Shared(rit.Cell):
+    """Two products read one parameter, through windows of different heights."""
+
+    def __init__(self) -> None:
+        super().__init__(20, 33)
+        self.U = nn.Linear(33, 33)
+
+    def forward(self, x: Tensor, s: Any) -> Any:
+        below = F.linear(s.h, self.U.weight[16:])
+        return self.State(torch.tanh(self.U(torch.tanh(F.pad(x, (0, 13)) + s.h)) + F.pad(below, (16, 0))))
+
+
+def test_windows_of_one_parameter_change_no_bit_either() -> None:
+    """Threads that add to one place must do so in one order."""
+    cell, x = Shared(), torch.randn(150, 16, 20)
+    unfold = rit.Unfold(cell, executor="cpu")
+
+    def work() -> list[Tensor]:
+        return list(torch.autograd.grad(unfold(x)[0].sum(), list(cell.parameters())))
+
+    expected = torch.autograd.grad(rit.Unfold(cell, executor="reference")(x)[0].sum(), list(cell.parameters()))
+    one = on_threads(1, work)
+    assert_close(one, list(expected))
+    for _ in range(30):
+        assert all(torch.equal(a, b) for a, b in zip(one, on_threads(2, work), strict=True))
+
+
 WRITTEN: dict[str, Recipe] = {
     "a bias on x": Recipe(
         3,

@@ -182,6 +182,7 @@ CALLS: dict[str, Function] = {
     "select": lambda c, x, h: x[:, -1].unsqueeze(-1),
     "unbind": lambda c, x, h: x.unbind(-1)[2].unsqueeze(-1),
     "cat": lambda c, x, h: torch.cat([x[:, 2:], h[:, :2]], -1),
+    "constant_pad_nd": lambda c, x, h: F.pad(x[:, 1:3], (1, 1), value=0.5) * h,
     "stack": lambda c, x, h: torch.stack([x[:, 2:], h[:, :2]], 1),
     "view": lambda c, x, h: x.view(-1, 2, 2).sum(-1),
     "_unsafe_view": lambda c, x, h: aten._unsafe_view(x, [x.shape[0], 2, 2]),

@@ -485,10 +485,14 @@ template <class P> class Engine {
     if (!call_.d_parameters[reduction.parameter]) return;
     constexpr int step = outer_rows * 2;
     const int columns = static_cast<int>(call_.d_shapes[2 * reduction.parameter + 1]);
-    const int tiles = ceil_divide(reduction.left.size, step);
-    const int begin = smaller(reduction.left.size, part_begin(tiles, threads, thread) * step);
-    const int end = smaller(reduction.left.size, part_begin(tiles, threads, thread + 1) * step);
-    if (begin == end) return;
+    // Each thread has rows of the parameter, the same in all reductions that add to it.
+    const int64_t height = call_.d_shapes[2 * reduction.parameter] * (reduction.matrix ? 1 : columns);
+    const int tiles = static_cast<int>((height + step - 1) / step);
+    auto from = [&](int part) {
+      return static_cast<int>(greater(0, lesser(reduction.left.size, int64_t{part_begin(tiles, threads, part)} * step - reduction.row)));
+    };
+    const int begin = from(thread), end = from(thread + 1);
+    if (begin >= end) return;
     T* const to = static_cast<T*>(call_.d_parameters[reduction.parameter]);
     const T** const left = row_pointers_[thread];
     const T** const right = left + outer_chunk;

@@ -579,6 +579,14 @@ def _cat(c: Call, tensors: Sequence[Tensor], dim: int = 0) -> Value:
     return c.b.cat([c.b.slice(v, k * size, size) for k in range(groups) for v, size in wholes])
 
 
+@_entry("constant_pad_nd")
+def _pad(c: Call, x: Tensor, pad: Sequence[int], value: float = 0) -> Value:
+    if len(pad) != 2 or x.dim() != 2 or min(pad) < 0:
+        raise c.r.untraceable("padding other than the row, at its ends")
+    sides = [c.b.expand(c.b.constant(float(value)), size) if size else None for size in pad]
+    return c.b.cat([part for part in (sides[0], _whole(c, x), sides[1]) if part is not None])
+
+
 def _whole(c: Call, x: Tensor) -> Value:
     """The tensor's value with all its elements, though they be the same."""
     value, size = c.r.value(x), math.prod(x.shape[1:])
