@@ -42,35 +42,90 @@ int room(const Code& code, int space) {
   }
 }
 
-Place place(Reader& in, const Code& code, int size, bool optional = false) {
-  const int space = in.next(optional ? -1 : 0, code.spaces() - 1);
-  const int offset = in.next(0, any);
-  if (space >= 0 && offset + size > room(code, space)) throw std::invalid_argument("the code reads beyond its memory");
+// Which of the states' spaces it is, of those that there is one of for each field.
+enum Field { PREV, OUT, DOUT, CARRY, DPREV, NO_FIELD };
+
+Field field_of(const Code& code, int space) {
+  if (space < FIRST_FIELD) return NO_FIELD;
+  if (space < code.out(0)) return PREV;
+  if (space < code.dout(0)) return OUT;
+  if (space < code.carry(0)) return DOUT;
+  return space < code.dprev(0, 0) ? CARRY : DPREV;
+}
+
+// Whether a routine finds something there.
+bool readable(const Code& code, int space, Routine routine) {
+  switch (field_of(code, space)) {
+    case PREV: return routine != BEFORE;
+    case OUT: return routine != BEFORE;
+    case DOUT:
+    case CARRY:
+    case DPREV: return routine >= BACK;
+    default: return space != DX || routine == AFTER;
+  }
+}
+
+// Whether a routine may leave something there.
+bool writable(const Code& code, int space, Routine routine) {
+  switch (field_of(code, space)) {
+    case OUT: return routine == LOOP;
+    case DPREV: return routine == BACK;
+    case NO_FIELD: return space == TEMP || space == SCRATCH || space == FRAME || (space == DX && routine == AFTER);
+    default: return false;
+  }
+}
+
+// Whether it is there when all is done, for the parameters' gradients.
+bool lasting(const Code& code, int space) {
+  const Field field = field_of(code, space);
+  return field == PREV || field == OUT || field == DOUT || space == FRAME || space == X || space == DX;
+}
+
+void expect(bool good, const char* what) {
+  if (!good) throw std::invalid_argument(std::string("the code ") + what);
+}
+
+Place place(Reader& in, const Code& code, int64_t size) {
+  const int space = in.next(0, code.spaces() - 1), offset = in.next(0, any);
+  expect(offset + size <= room(code, space), "reads beyond its memory");
   return {space, offset};
+}
+
+Place read_from(Reader& in, const Code& code, Routine routine, int64_t size) {
+  const Place from = place(in, code, size);
+  expect(readable(code, from.space, routine), "reads what is not there");
+  return from;
+}
+
+Place write_to(Reader& in, const Code& code, Routine routine, int64_t size) {
+  const Place to = place(in, code, size);
+  expect(writable(code, to.space, routine), "writes where it may not");
+  return to;
 }
 
 Left left(Reader& in, const Code& code, bool optional = false) {
   const int space = in.next(optional ? -1 : 0, code.spaces() - 1), offset = in.next(0, any), size = in.next(0, any);
-  if (space >= 0 && offset + size > room(code, space)) throw std::invalid_argument("the code reads beyond its memory");
+  expect(space < 0 || offset + size <= room(code, space), "reads beyond its memory");
   return {space, offset, size};
 }
 
-// Sizes of an instruction's arguments: `extra` is that of the first one of a reduction or outer product.
+// Elements of an instruction's result and arguments; `extra` is the size of what a reduction or outer product reads.
 struct Extents {
-  int a, b, c;
+  int64_t out, a, b, c;
 };
 
-Extents extents(const std::string& name, int size, int extra) {
-  if (name == "sum" || name == "max") return {extra, 0, 0};
-  if (name == "expand") return {1, 0, 0};
-  if (name == "outer") return {extra ? size / extra : 0, extra, 0};
-  if (name == "outer_right") return {size * extra, extra, 0};
-  if (name == "outer_left") return {size * extra, extra, 0};
-  if (name == "uniform") return {0, 0, 0};
-  if (name == "where" || name == "mul_add") return {size, size, size};
+Extents extents(const std::string& name, int64_t size, int64_t extra) {
+  const bool outer = name.compare(0, 5, "outer") == 0, reduction = name == "sum" || name == "max";
+  expect(extra > 0 || !(outer || reduction), "sums nothing");
+  if (reduction) return {1, extra, 0, 0};
+  if (name == "expand") return {size, 1, 0, 0};
+  if (name == "outer") return {size, (size + extra - 1) / extra, extra, 0};
+  if (outer) return {size, size * extra, extra, 0};
+  if (name == "uniform") return {size, 0, 0, 0};
+  if (name == "where" || name == "mul_add") return {size, size, size, size};
   const bool scalar_first = name.size() > 3 && name.compare(name.size() - 3, 3, ".sv") == 0;
   const bool scalar_second = name.size() > 3 && name.compare(name.size() - 3, 3, ".vs") == 0;
-  return {scalar_first ? 1 : size, scalar_second ? 1 : size, 0};
+  return {size, scalar_first ? 1 : size, scalar_second ? 1 : size, 0};
 }
 
 bool is_unary(int op) {
@@ -90,17 +145,24 @@ bool is_unary(int op) {
   return op < unary;
 }
 
-Step read_step(Reader& in, Code& code, int packs) {
+Step read_step(Reader& in, Code& code, Routine routine, int packs) {
   Step step{};
   step.product = in.next(0, 1) == 1;
   if (step.product) {
     step.size = in.next(0, any);
-    step.out = place(in, code, step.size);
-    step.start = place(in, code, step.size, true);
+    step.out = write_to(in, code, routine, step.size);
+    const Left start = {in.next(-1, code.spaces() - 1), in.next(0, any), step.size};
+    expect(start.space < 0 || (readable(code, start.space, routine) && start.offset + start.size <= room(code, start.space)), "starts from what is not there");
+    step.start = {start.space, start.offset};
+    expect(step.out.space != TEMP && start.space != TEMP, "multiplies what only a few rows have");
     step.pack = in.next(0, packs - 1);
     step.left_count = in.next(1, most_lefts);
     step.lefts = static_cast<int>(code.lefts.size());
-    for (int i = 0; i < step.left_count; ++i) code.lefts.push_back(left(in, code));
+    for (int i = 0; i < step.left_count; ++i) {
+      code.lefts.push_back(left(in, code));
+      const int space = code.lefts.back().space;
+      expect(readable(code, space, routine) && space != TEMP, "multiplies what is not there for all rows");
+    }
     return step;
   }
   step.first = static_cast<int>(code.instructions.size());
@@ -113,10 +175,10 @@ Step read_step(Reader& in, Code& code, int packs) {
     instruction.extra = in.next(0, any);
     Extents sizes = extents(op_names()[instruction.op], instruction.size, instruction.extra);
     if (is_unary(instruction.op)) sizes.b = 0;
-    instruction.out = place(in, code, instruction.size);
-    instruction.a = place(in, code, sizes.a);
-    instruction.b = place(in, code, sizes.b);
-    instruction.c = place(in, code, sizes.c);
+    instruction.out = write_to(in, code, routine, sizes.out);
+    instruction.a = read_from(in, code, routine, sizes.a);
+    instruction.b = read_from(in, code, routine, sizes.b);
+    instruction.c = read_from(in, code, routine, sizes.c);
     code.instructions.push_back(instruction);
   }
   return step;
@@ -167,9 +229,9 @@ Code read_code(const std::vector<int64_t>& ints, const std::vector<double>& cons
   code.frame_size = in.next(0, any);
   const int packs = in.count();
   code.parameters = in.count();
-  for (auto& routine : code.routines) {
+  for (int routine = 0; routine < ROUTINES; ++routine) {
     const int steps = in.count();
-    for (int i = 0; i < steps; ++i) routine.push_back(read_step(in, code, packs));
+    for (int i = 0; i < steps; ++i) code.routines[routine].push_back(read_step(in, code, static_cast<Routine>(routine), packs));
   }
   for (int i = 0; i < packs; ++i) {
     Pack pack{in.next(0, any), 0, static_cast<int>(code.parts.size()), in.next(1, 1 << 16)};
@@ -195,6 +257,8 @@ Code read_code(const std::vector<int64_t>& ints, const std::vector<double>& cons
     Reduction reduction{in.next(0, code.parameters - 1), in.next(0, any), in.next(0, any), in.next(0, 1) == 1, {}, {}};
     reduction.left = left(in, code);
     reduction.right = left(in, code, true);
+    expect(reduction.matrix == (reduction.right.space >= 0), "has a gradient of one side");
+    expect(lasting(code, reduction.left.space) && (!reduction.matrix || lasting(code, reduction.right.space)), "has a gradient from what is gone");
     code.reductions.push_back(reduction);
   }
   if (!in.done()) throw std::invalid_argument("the code goes on after its end");

@@ -44,11 +44,25 @@ void LevelStore::check() const {
     for (int64_t i = starts_[level] * slots_; i < starts_[level + 1] * slots_; ++i)
       expect(source_[i] >= 0 && source_[i] <= l.entries + starts_[level], "predecessors lie in earlier levels");
   for (int64_t row : last_) expect(row >= 0 && row <= l.entries + l.rows, "final rows lie in the table");
-  if (!l.owner) return;
-  expect(static_cast<int64_t>(owner_.size()) == l.rows, "an owner for each row");
+  check_owners();
+}
+
+// Rows of one entry depend on rows of that entry alone: so each thread can take its own entries through all levels.
+void LevelStore::check_owners() const {
+  const Levels& l = levels_;
+  std::vector<int64_t> own(1 + l.entries + l.rows, -1);  // of each row of the table; nobody owns the blank one
+  for (int64_t entry = 0; entry < l.entries; ++entry) own[1 + entry] = entry;
+  expect(!l.owner || static_cast<int64_t>(owner_.size()) == l.rows, "an owner for each row");
   for (int64_t level = 0; level < l.count; ++level)
-    for (int64_t row = starts_[level]; row < starts_[level + 1]; ++row)
-      expect(owner_[row] >= (row > starts_[level] ? owner_[row - 1] : 0) && owner_[row] < l.entries, "owners ascend within a level");
+    for (int64_t row = starts_[level]; row < starts_[level + 1]; ++row) {
+      const int64_t owner = l.owner ? owner_[row] : row - starts_[level];
+      expect(owner >= (l.owner && row > starts_[level] ? owner_[row - 1] : 0) && owner < l.entries, "owners ascend within a level");
+      for (int64_t i = row * slots_; i < (row + 1) * slots_; ++i)
+        expect(source_[i] == 0 || own[source_[i]] == owner, "predecessors belong to the same entry");
+      own[1 + l.entries + row] = owner;
+    }
+  for (int64_t entry = 0; entry < static_cast<int64_t>(last_.size()); ++entry)
+    expect(last_[entry] == 0 || own[last_[entry]] == entry, "final rows belong to their entry");
 }
 
 }  // namespace rit

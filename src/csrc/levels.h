@@ -16,6 +16,7 @@ class LevelStore {
 
  private:
   void check() const;
+  void check_owners() const;
 
   std::vector<int64_t> starts_, source_, last_, owner_;
   int slots_;

@@ -123,6 +123,7 @@ int refusals() {
   bad += code_is(true, "a product that starts from a gradient", product(BACK, 3, CARRY, CARRY));
   bad += code_is(true, "a weight's gradient", reduction(true, FRAME, PREV));
   bad += code_is(true, "a vector's gradient", reduction(false, OUT, -1));
+  bad += code_is(true, "a vector's gradient that is x's too", reduction(false, DX, -1));
   bad += code_is(false, "the largest of no numbers", with(LOOP, "max", 1, 0, {TEMP, 0}, {X, 3}));
   bad += code_is(false, "a sum for which there is no room", with(LOOP, "sum", 0, 3, {TEMP, 16}, {X, 0}));
   bad += code_is(false, "an outer product with nothing", with(LOOP, "outer", 3, 0, {TEMP, 0}, {X, 0}));
@@ -140,7 +141,7 @@ int refusals() {
   bad += code_is(false, "a change to a constant", copies(LOOP, CONST, OUT));
   bad += code_is(false, "a change to a predecessor", copies(LOOP, PREV, OUT));
   bad += code_is(false, "a change to a result, afterwards", copies(BACK, OUT, CARRY));
-  for (int space : {+CONST, +TEMP, +SCRATCH, +DX, CARRY, DPREV}) {
+  for (int space : {+CONST, +TEMP, +SCRATCH, CARRY, DPREV}) {
     bad += code_is(false, "a gradient from what is gone, left", reduction(true, space, X));
     bad += code_is(false, "a gradient from what is gone, right", reduction(true, X, space));
     bad += code_is(false, "a vector's gradient from what is gone", reduction(false, space, -1));
