@@ -34,6 +34,16 @@ class _Style(NamedTuple):
     call: Callable[[nn.Module, Tensor, tuple[Tensor, ...]], Any]
 
 
+def name_of(cell: nn.Module) -> str:
+    """What a cell is called in messages: its class, or that of the module it adapts.
+
+    Example:
+        >>> name_of(Adapted(torch.nn.LSTMCell(3, 4)))
+        'LSTMCell'
+    """
+    return type(cell.module if isinstance(cell, Adapted) else cell).__name__
+
+
 class Adapted(Cell):
     """A module that is no `Cell`, called like one.
 

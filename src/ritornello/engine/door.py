@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ritornello.cells.adapt import name_of
 from ritornello.cells.cell import Cell
 from ritornello.errors import ArgumentError
 from ritornello.structures import Schedule, chain
@@ -28,7 +29,7 @@ class Layout(NamedTuple):
 
 def settle_input(cell: Cell, x: Tensor, batch_first: bool) -> tuple[Tensor, Layout]:
     """Checks x and brings it to (time, batch, features)."""
-    name = type(cell).__name__
+    name = name_of(cell)
     order = "(batch, time, features)" if batch_first else "(time, batch, features)"
     if not isinstance(x, Tensor):
         raise ArgumentError(f"x must be a tensor of shape {order}, not {type(x).__name__}.")
@@ -62,14 +63,14 @@ def _settle_dtype(cell: Cell, x: Tensor) -> Tensor:
     weight = next(cell.parameters(), x)
     if weight.device != x.device:
         raise ArgumentError(
-            f"x is on {x.device} and the parameters of {type(cell).__name__} on {weight.device}: move one of them."
+            f"x is on {x.device} and the parameters of {name_of(cell)} on {weight.device}: move one of them."
         )
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return x.to(weight.dtype)
     if weight.dtype != x.dtype:
         raise ArgumentError(
-            f"x has dtype {x.dtype} and the parameters of {type(cell).__name__} {weight.dtype}: "
+            f"x has dtype {x.dtype} and the parameters of {name_of(cell)} {weight.dtype}: "
             f"convert one of them with .to(...), or use torch.autocast."
         )
     return x
@@ -120,7 +121,7 @@ def settle_state(cell: Cell, state: Any, blank: Any, x: Tensor, entries: int, ba
     """Checks a given state, or spreads the blank one over all sequences. Fields (entries, size)."""
     if state is None:
         return cell.State(*(field.expand(entries, -1) for field in blank))
-    name, fields = type(cell).__name__, cell.State._fields
+    name, fields = name_of(cell), cell.State._fields
     if isinstance(state, Tensor):
         state = (state,)
     if not isinstance(state, tuple) or len(state) != len(fields):

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 import torch
 from torch import nn
 
-from ritornello.cells.adapt import Adapted
+from ritornello.cells.adapt import Adapted, name_of
 from ritornello.cells.cell import Cell
 from ritornello.engine.unfold import Unfold
 from ritornello.errors import ArgumentError
@@ -52,7 +52,7 @@ def explain(cell: nn.Module, file: TextIO | None = None) -> None:
 
 
 def _explained(cell: Cell) -> str:
-    name = type(cell.module if isinstance(cell, Adapted) else cell).__name__
+    name = name_of(cell)
     fields: Any = cell.State._fields
     sizes = ", ".join(f"{field} ({size})" for field, size in zip(fields, cell.state_sizes, strict=True))
     head = f"{name}: x of {cell.input_size} features, state {sizes}"

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ritornello.cells.adapt import name_of
 from ritornello.executors.fingerprint import fingerprint
 from ritornello.executors.plan import Plan, make_plan
 from ritornello.executors.request import Request, Result
@@ -101,7 +102,7 @@ class CpuExecutor:
             try:
                 known[key] = make_plan(cell, x_size, sizes, like)
             except Untraceable as reason:
-                known[key] = f"{type(cell).__name__} cannot be compiled: {reason}"
+                known[key] = f"{name_of(cell)} cannot be compiled: {reason}"
                 _log.warning("%s; it runs on the reference executor.", known[key])
             if len(known) > 16:
                 known.popitem(last=False)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ritornello.cells.adapt import name_of
 from ritornello.cells.cell import Cell, meaning_of_total, over_predecessors
 from ritornello.errors import CellError
 from ritornello.executors.request import Request, Result
@@ -103,7 +104,7 @@ def _step(cell: Cell, x: Tensor, level: Level, table: _Table) -> Any:
         raise
     except RuntimeError as error:
         raise CellError(
-            f"{type(cell).__name__} cannot run over {level.source.shape[1]} predecessors ({error}); "
+            f"{name_of(cell)} cannot run over {level.source.shape[1]} predecessors ({error}); "
             f"to run it over trees, sum over predecessors with ritornello.total(...)."
         ) from error
     new = _checked(cell, new, table.request.entry, (len(x), 1), predecessors=level.source.shape[1])
@@ -115,7 +116,7 @@ def _checked(cell: Cell, new: Any, entry: Any, rows: tuple[int, ...], predecesso
 
     It keeps the dtype that it entered with: under autocast the products are in the lower precision, the memory is not.
     """
-    name, fields = type(cell).__name__, type(entry)._fields
+    name, fields = name_of(cell), type(entry)._fields
     if getattr(type(new), "_fields", None) != fields:
         came = f"{type(new).__name__}({', '.join(getattr(type(new), '_fields', ()))})" if new is not None else "nothing"
         raise CellError(f"{name}.forward returned {came}; return self.State({', '.join(fields)}).")
