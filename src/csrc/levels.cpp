@@ -6,6 +6,8 @@
 namespace rit {
 namespace {
 
+constexpr int64_t most_rows = int64_t{1} << 40;
+
 void expect(bool good, const char* what) {
   if (!good) throw std::invalid_argument(std::string("levels: ") + what);
 }
@@ -28,10 +30,10 @@ LevelStore::LevelStore(int64_t entries, std::vector<int64_t> starts, std::vector
 
 void LevelStore::check() const {
   const Levels& l = levels_;
-  expect(l.entries >= 0 && slots_ >= 1, "entries and slots are counts");
+  expect(l.entries >= 0 && l.entries <= most_rows && slots_ >= 1 && slots_ <= 16, "entries and slots are counts");
   for (int64_t level = 0; level < l.count; ++level) {
+    expect(starts_[level] <= starts_[level + 1] && starts_[level + 1] <= most_rows, "rows go upwards");
     const int64_t rows = starts_[level + 1] - starts_[level];
-    expect(rows >= 0, "rows go upwards");
     if (!l.owner) expect(rows <= (level ? starts_[level] - starts_[level - 1] : l.entries), "levels of chains do not grow");
   }
   if (!l.source) {
