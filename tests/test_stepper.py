@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,3 +94,53 @@ def test_a_cell_without_a_program_has_no_stepper() -> None:
 
     with pytest.raises(ArgumentError, match=r"^No stepper: Sorting cannot be compiled: torch's sort"):
         rit.Unfold(Sorting(3, 4)).stepper()
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.002], ids=["at once", "now and then"])
+def test_two_threads_take_steps_of_the_same_bits(pause: float) -> None:
+    """A helper spins while steps come fast, and sleeps while they do not."""
+    unfold, x = rit.Unfold(rit.LSTM(128, 128)), torch.randn(60, 1, 128)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            step, state, outputs = unfold.stepper(), None, []
+            for number, each in enumerate(x):
+                output, state = step(each, state)
+                outputs.append(output.clone())
+                if number % 10 == 9:
+                    time.sleep(pause)
+            found.append(torch.stack(outputs))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+FORK = """
+import os, sys, torch
+import ritornello as rit
+torch.set_num_threads(2)
+step, x = rit.Unfold(rit.LSTM(128, 128)).stepper(), torch.randn(40, 1, 128)
+def walk():
+    state, outputs = None, []
+    for each in x:
+        output, state = step(each, state)
+        outputs.append(output.clone())
+    return torch.stack(outputs)
+before = walk()
+child = os.fork()
+if child == 0:
+    same = torch.equal(walk(), before)
+    del step, walk
+    os._exit(0 if same else 3)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+sys.exit(status if torch.equal(walk(), before) else 5)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_stepper_survives_a_fork() -> None:
+    """In the child its helper is gone. It could hang, hence a process that can be killed."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(rit.__file__).parents[1]), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", FORK], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -686,6 +686,24 @@ template <class P> struct Steps {
     bind(FRAME, take(frame_stride(code) * rows), frame_stride(code));
     block.stride[X] = code.input;
     for (int field = 0; field < code.fields; ++field) block.stride[code.prev(field, 0)] = block.stride[code.out(field)] = code.sizes[field];
+    if (call.threads > 1 && worth_sharing()) {
+      helpers_workspace = units(P::multiply_workspace(rows, deepest(code)));
+      team.lead(2);
+      block.team = &team;
+      helper = new Helper([](void* self) { return static_cast<Steps*>(self)->help(); }, this);
+    }
+  }
+
+  Steps(const Steps&) = delete;
+
+  ~Steps() { delete helper; }
+
+  bool help() { return team.help_once(1, helpers_workspace); }
+
+  bool worth_sharing() const {
+    for (const Pack& pack : code.packs)
+      if (static_cast<int64_t>(block.rows) * pack.size * pack.depth >= Team<P>::worth) return true;
+    return false;
   }
 
   T* take(int64_t elements) { return static_cast<T*>(space.take(static_cast<size_t>(greater(elements, 1)) * sizeof(T))); }
@@ -698,6 +716,7 @@ template <class P> struct Steps {
   }
 
   void run(const void* x, const void* const* previous, void* const* out) {
+    if (helper) helper->announce();
     block.base[X] = static_cast<T*>(const_cast<void*>(x));
     for (int field = 0; field < code.fields; ++field) {
       block.base[code.prev(field, 0)] = static_cast<T*>(const_cast<void*>(previous[field]));
@@ -712,6 +731,9 @@ template <class P> struct Steps {
   Workspace space;
   Unit** panels = nullptr;
   Block<T> block{};
+  Team<P> team;
+  Unit* helpers_workspace = nullptr;
+  Helper* helper = nullptr;
 };
 
 template <class P> static Stepping* open(const Call& call, int rows) { return reinterpret_cast<Stepping*>(new Steps<P>(call, rows)); }

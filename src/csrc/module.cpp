@@ -99,11 +99,12 @@ void backward(const rit::Code& code, const rit::LevelStore& levels, const std::v
 // One step after the other; the states of two steps lie in memory that the caller owns, and take turns.
 class Stepper {
  public:
-  Stepper(const rit::Code& code, const std::string& type, int rows, uint64_t seed, const Addresses& parameters, const Integers& strides,
+  Stepper(const rit::Code& code, const std::string& type, int rows, int threads, uint64_t seed, const Addresses& parameters, const Integers& strides,
           const Addresses& first, const Addresses& second)
       : type_(type_of(type)), backend_(rit::choose_backend()), states_{first, second} {
     rit::Call call{};
     call.code = &code;
+    call.threads = threads;
     call.seed = seed;
     call.parameters = inputs(parameters);
     call.parameter_strides = strides.data();
@@ -152,7 +153,7 @@ NB_MODULE(_core, m) {
       .def("forward", &forward)
       .def("backward", &backward);
   nb::class_<Stepper>(m, "Stepper", "One step after the other, with the weights packed once.")
-      .def(nb::init<const rit::Code&, const std::string&, int, uint64_t, const Addresses&, const Integers&, const Addresses&, const Addresses&>(),
-           nb::keep_alive<1, 2>(), "code"_a, "type"_a, "rows"_a, "seed"_a, "parameters"_a, "strides"_a, "first"_a, "second"_a)
+      .def(nb::init<const rit::Code&, const std::string&, int, int, uint64_t, const Addresses&, const Integers&, const Addresses&, const Addresses&>(),
+           nb::keep_alive<1, 2>(), "code"_a, "type"_a, "rows"_a, "threads"_a, "seed"_a, "parameters"_a, "strides"_a, "first"_a, "second"_a)
       .def("step", &Stepper::step);
 }

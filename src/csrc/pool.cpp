@@ -4,7 +4,10 @@
 #include <link.h>
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
@@ -131,6 +134,10 @@ void run_openmp(void* data) {
   job.task(job.context, openmp().thread(), openmp().threads());
 }
 
+int64_t nanoseconds() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 }  // namespace
 
 void on_threads(int threads, void (*task)(void*, int, int), void* context) {
@@ -155,6 +162,59 @@ void Barrier::wait(int threads) {
     if (spins < patience) pause_briefly();
     else give_way();
   }
+}
+
+struct Helper::State {
+  static constexpr int64_t moment = 50000;  // nanoseconds
+
+  State(bool (*help)(void*), void* context) : help(help), context(context) { sem_init(&wake, 0, 0); }
+  ~State() { sem_destroy(&wake); }
+
+  bool (*help)(void*);
+  void* context;
+  std::atomic<bool> leaving{false}, asleep{false};
+  sem_t wake;
+  int64_t announced = 0;
+  pid_t process = getpid();
+  std::thread thread;
+
+  void work() {
+    while (!leaving.load(std::memory_order_acquire)) {
+      const int64_t until = nanoseconds() + moment;
+      bool busy = false;
+      do {
+        for (int turn = 0; turn < 32 && !busy; ++turn) {
+          busy = help(context);
+          pause_briefly();
+        }
+      } while (!busy && nanoseconds() < until);
+      if (busy) continue;
+      asleep.store(true, std::memory_order_release);
+      while (sem_wait(&wake) != 0) {
+      }
+    }
+  }
+};
+
+Helper::Helper(bool (*help)(void*), void* context) : state_(new State(help, context)) {
+  state_->thread = std::thread(&State::work, state_);
+}
+
+Helper::~Helper() {
+  if (state_->process != getpid()) {  // after a fork: the thread stayed with the parent
+    state_->thread.detach();
+  } else {
+    state_->leaving.store(true, std::memory_order_release);
+    sem_post(&state_->wake);
+    state_->thread.join();
+  }
+  delete state_;
+}
+
+void Helper::announce() {
+  const int64_t now = nanoseconds(), gap = now - state_->announced;
+  state_->announced = now;
+  if (gap < State::moment && state_->asleep.load(std::memory_order_acquire) && state_->asleep.exchange(false)) sem_post(&state_->wake);
 }
 
 }  // namespace rit

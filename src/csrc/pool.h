@@ -13,6 +13,21 @@ constexpr int patience = 20000;  // turns of waiting before a thread lets others
 void pause_briefly();
 void give_way();
 
+// A thread of its own that shares the work of calls that follow one another within microseconds. Between them it looks for
+// more; after a moment without it sleeps, and is woken only when calls come that fast again. Nobody ever waits for it.
+class Helper {
+ public:
+  // help(context) does what there is to do, and says whether there was anything.
+  Helper(bool (*help)(void*), void* context);
+  ~Helper();
+  Helper(const Helper&) = delete;
+  void announce();  // that a call begins
+
+ private:
+  struct State;
+  State* const state_;
+};
+
 // Where the threads of one on_threads wait for each other.
 class Barrier {
  public:

@@ -39,14 +39,20 @@ template <class P> class Team {
     taken_.store(epoch_ << most, std::memory_order_release);
     for (int part = 0; part < parts_; ++part)
       if (take(part)) run(part, workspace);
-    while (done_.load(std::memory_order_acquire) < parts_) pause_briefly();
+    for (int spins = 0; done_.load(std::memory_order_acquire) < parts_; ++spins) spins < patience ? pause_briefly() : give_way();
+  }
+
+  // A helper's: whether there was something to do.
+  bool help_once(int part, Unit* workspace) {
+    const bool taken = take(part);
+    if (taken) run(part, workspace);
+    return taken;
   }
 
   // The helpers': returns after finish().
   void help(int part, Unit* workspace) {
     for (int spins = 0; !finished_.load(std::memory_order_acquire); ++spins) {
-      if (take(part)) {
-        run(part, workspace);
+      if (help_once(part, workspace)) {
         spins = 0;
       } else if (spins < patience) {
         pause_briefly();

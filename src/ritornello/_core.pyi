@@ -90,6 +90,7 @@ class Stepper:
         code: Code,
         type: str,
         rows: int,
+        threads: int,
         seed: int,
         parameters: Sequence[int],
         strides: Sequence[int],

@@ -150,6 +150,7 @@ template <class T> Results run_steps(const Recorded& recorded, const Case& each,
     const Parameters<T> parameters(recorded, way.layout);  // packed when it opens, then no longer needed
     Call call{};
     call.code = &code;
+    call.threads = way.threads;
     call.seed = each.seed;
     call.parameters = parameters.values.inputs();
     call.parameter_strides = parameters.strides.data();

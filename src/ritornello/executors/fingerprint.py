@@ -29,7 +29,11 @@ def fingerprint(cell: nn.Module) -> tuple[Any, ...]:
         for tensors in (settings["_parameters"], settings["_buffers"]):
             for name, tensor in tensors.items():
                 found += (name, None if tensor is None else tensor.shape)
-        found += (tuple(settings["_modules"].keys()), len(settings["_forward_hooks"]), len(settings["_forward_pre_hooks"]))
+        found += (
+            tuple(settings["_modules"].keys()),
+            len(settings["_forward_hooks"]),
+            len(settings["_forward_pre_hooks"]),
+        )
         for name, value in settings.items():
             if name not in _OWN:
                 found += (name, type(value), value if type(value) in _PLAIN else _frozen(value, _DEPTH))

@@ -43,6 +43,7 @@ class Stepper:
             compiled.core,
             TYPES[like.dtype],
             rows,
+            torch.get_num_threads(),
             plan.seed(),
             addresses(values),
             strides(values),
