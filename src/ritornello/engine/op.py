@@ -57,7 +57,6 @@ class Captured(NamedTuple):
     values: tuple[Value, ...]
 
 
-@torch._dynamo.assume_constant_result
 def capture(number: int, training: bool) -> Captured:
     """What there is to hold of a cell. `training` is there so that graphs are captured anew with it.
 
@@ -78,6 +77,10 @@ def capture(number: int, training: bool) -> Captured:
     paths = tuple(nodes[value].attributes[0] for value in code.parameters) if simple else None
     shown = () if simple else nodes
     return Captured(plan.program.to_text(), len(plan.sizes), plan.random, paths, shown, tuple(code.parameters))
+
+
+# As torch.compiler.assume_constant_result does, whose import of torch._dynamo takes longer than that of torch.
+capture._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def captured_values(captured: Captured, cell: Any, dtype: torch.dtype) -> list[Tensor]:

@@ -101,6 +101,11 @@ class Recorder(TorchDispatchMode):
         gradients: whether autograd watches too; in TorchScript it has ops of its own.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Otherwise torch wraps the method below, at the price of importing torch._dynamo at its first call: a second."""
+        return False
+
     def __init__(self, cell: nn.Module, rows: int) -> None:
         super().__init__()
         self.builder = Builder()

@@ -97,7 +97,7 @@ class LanguageModelConfig:
     model: str = "rnn"
     cell: str = "lstm"
     layers: int = 1
-    hidden: int = 256
+    hidden: int = 512
     embedding: int = 0
     dropout: float = 0.0
     tied: bool = True
