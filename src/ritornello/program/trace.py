@@ -103,7 +103,7 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Otherwise torch wraps the method below, at the price of importing torch._dynamo at its first call: a second."""
+        """Otherwise torch wraps the method below: its first call would import torch._dynamo, which takes a second."""
         return False
 
     def __init__(self, cell: nn.Module, rows: int) -> None:
