@@ -150,7 +150,7 @@ def drive(worker: Worker, seeds: range, turn: threading.Semaphore, tell, stop: t
 def show(console: Console, title: str, counts: Counter) -> None:
     table = Table(title=title, title_justify="left", box=None, show_header=False)
     most = max(1, *counts.values())
-    for name, count in counts.most_common(40):
+    for name, count in counts.most_common():
         table.add_row(name, f"{count:,}", "█" * max(1, round(BAR * count / most)))
     console.print(table)
 
