@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
@@ -49,7 +49,7 @@ def _frozen(value: Any, depth: int) -> Any:
         return value.shape, value.dtype
     if depth == 0 or isinstance(value, (nn.Module, type, FunctionType, BuiltinFunctionType)):
         return _Same(value)
-    if kind in (dict, OrderedDict):
+    if isinstance(value, dict):
         return kind, tuple((_frozen(key, depth - 1), _frozen(each, depth - 1)) for key, each in value.items())
     if isinstance(value, _SEQUENCES):
         return kind, tuple(_frozen(each, depth - 1) for each in value)
