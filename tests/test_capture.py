@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from comparison import assert_close, gradients
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 import ritornello as rit
 from ritornello.engine.op import unfold as unfold_op
@@ -120,7 +120,7 @@ def test_the_op_by_torchs_own_checks() -> None:
                 False,
                 "float32",
             )
-            torch.library.opcheck(
+            library.opcheck(
                 unfold_op, (*arguments, gradients_wanted), test_utils=("test_schema", "test_faketensor")
             )
 

@@ -231,11 +231,20 @@ template <class T> static inline size_t outer_sum_workspace(int n) {
     return outer_block / outer_rows * group_step<T, outer_rows>() + ceil_divide(n, W) * group_step<T, W>() + scratch;
 }
 
+constexpr int rows_ahead = 4;  // rows asked for before they are packed: they lie far from one another, and no processor guesses where
+
+template <class N> RIT_INLINE void fetch_row(const N* row, int count) {
+    for (int i = 0; i < count; i += 64 / static_cast<int>(sizeof(N))) __builtin_prefetch(row + i);
+}
+
 // out[group][row of units][WIDTH]: `count` columns from `first` of each row, in groups of WIDTH, zero padded.
 template <class T, int WIDTH> static void pack_rows(const Number<T>* const* rows, int row_count, int first, int count, T* out, T* scratch) {
     constexpr int numbers = Unit<T>::numbers;
     const int whole = count / WIDTH, rest = count % WIDTH;
+    for (int r = 0; r < smaller(rows_ahead, row_count); ++r) fetch_row(rows[r] + first, count);
     for (int r = 0; r < ceil_divide(row_count, numbers); ++r) {
+        for (int i = rows_ahead; i < rows_ahead + numbers; ++i)
+            if (r * numbers + i < row_count) fetch_row(rows[r * numbers + i] + first, count);
         const T* from = Unit<T>::row(rows + r * numbers, row_count - r * numbers, first, count, scratch);
         T* to = out + static_cast<size_t>(r) * WIDTH;
         for (int group = 0; group < whole; ++group, from += WIDTH, to += group_step<T, WIDTH>()) __builtin_memcpy(to, from, WIDTH * sizeof(T));

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ritornello.executors import EXECUTORS
@@ -156,7 +156,7 @@ def _memory(plan: Plan, x: Tensor, type: str, gradients: bool) -> tuple[list[Ten
     return [x.new_empty(rows, size, dtype=dtype) for size in plan.sizes], x.new_empty(rows * stride, dtype=dtype)
 
 
-@torch.library.custom_op("ritornello::unfold", mutates_args=())
+@library.custom_op("ritornello::unfold", mutates_args=())
 def unfold(
     x: Tensor,
     entry: list[Tensor],
@@ -218,7 +218,7 @@ def _(
     return [*steps, *last, *kept, frame]
 
 
-@torch.library.custom_op("ritornello::unfold_backward", mutates_args=())
+@library.custom_op("ritornello::unfold_backward", mutates_args=())
 def unfold_backward(
     d_steps: list[Tensor],
     d_last: list[Tensor],
