@@ -360,7 +360,7 @@ def _cut(d: Draft) -> None:
     kind = d.random.randint(0, 7)
     if kind == 0:
         d.several(
-            f"{name}.split({at}, -1)", [min(at, size - k) for k in range(0, size, at)][:20], bound
+            f"{name}.split({at}, -1)", [min(at, size - k) for k in range(0, size, at)], bound
         ) if size // at < 6 else None
     elif kind == 1:
         d.several(f"{name}.split([{at}, {size - at}], -1)", [at, size - at], bound)

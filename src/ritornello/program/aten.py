@@ -30,8 +30,8 @@ VIEWS = (
     "contiguous",
     "view_as",
     "_reshape_alias",
-    "bmm",
 )
+FOLDING = (*VIEWS, "bmm")  # what takes rows that are not the first axis
 FACTORIES = ("eye", "arange", "linspace")  # tensors made of numbers alone, the same in every call
 
 
@@ -61,7 +61,7 @@ def translate(r: Recorder, func: Any, args: Any, kwargs: Any, tensors: Sequence[
     if torch.Tag.nondeterministic_seeded in func.tags and rates and max(rates) == PARAMETER:
         raise r.untraceable(f"torch's {base} of a parameter: random numbers that all rows share")
     folded = [t for t, rate in zip(tensors, rates, strict=True) if rate > PARAMETER and t.shape[:1] != (r.rows,)]
-    if folded and base not in VIEWS:
+    if folded and base not in FOLDING:
         raise r.untraceable(
             f"torch's {base} of a tensor of shape {tuple(folded[0].shape)}, whose rows are not its first axis"
         )
@@ -601,7 +601,7 @@ def _stack(c: Call, tensors: Sequence[Tensor], dim: int = 0) -> Value:
     return c.b.cat([_whole(c, t) for t in tensors])
 
 
-@_entry(*VIEWS[:-1])
+@_entry(*VIEWS)
 def _same_row(c: Call, x: Tensor, *rest: Any, **_: Any) -> Value:
     if not (_keeps_rows(c, c.out) and (not x.shape or _keeps_rows(c, x))):
         if c.b.rate(c.r.value(x)) < INPUT:

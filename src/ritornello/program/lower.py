@@ -243,12 +243,14 @@ class _Lowering:
 
     def _roots(self, value: Value) -> list[Value]:
         """The values that lie in memory where this one is a view of them."""
-        node = self.nodes[value]
-        if node.op == "slice":
-            return self._roots(node.args[0])
-        if node.op == "cat":
-            return [root for arg in node.args for root in self._roots(arg)]
-        return [value]
+        roots, waiting = [], [value]
+        while waiting:
+            each = waiting.pop()
+            if self.nodes[each].op in ("slice", "cat"):
+                waiting += self.nodes[each].args[::-1]
+            else:
+                roots.append(each)
+        return roots
 
     # Places of values.
     def _slot(self, size: int, routine: int) -> _Slot:
@@ -276,7 +278,29 @@ class _Lowering:
         return self.parameters.setdefault(value, len(self.parameters))
 
     def view(self, value: Value, routine: int) -> _View:
-        """Where a routine finds a value; computes it if need be."""
+        """Where a routine finds a value; computes it if need be, and before it what it is computed from."""
+        waiting = [(value, routine)]
+        while waiting:
+            unmade = [each for each in self._reads(*waiting[-1]) or () if self._reads(*each) is not None]
+            if unmade:
+                waiting += reversed(unmade)
+            else:
+                found = self._view(*waiting.pop())
+        return found
+
+    def _reads(self, value: Value, routine: int) -> list[tuple[Value, int]] | None:
+        """What computing a value reads, each with the routine that needs it; None where there is nothing to compute."""
+        node = self.nodes[value]
+        if (value, routine) in self.made or node.rate <= PARAMETER or node.op in ("x", "state"):
+            return None
+        if routine >= BACK and value in self.forward:
+            return None
+        if self._is_part(value, routine):
+            return self._reads(node.args[0], routine)
+        home = self._home(value, routine)
+        return None if (value, home) in self.made else [(self._read(arg, node), home) for arg in node.args]
+
+    def _view(self, value: Value, routine: int) -> _View:
         node = self.nodes[value]
         if (value, routine) in self.made:
             return self.made[value, routine]
@@ -290,32 +314,39 @@ class _Lowering:
             return self._fixed(self.spaces.prev(*node.attributes), node.size)
         if routine >= BACK and value in self.forward:
             return self._fixed(self.spaces.out(self.forward.index(value)), node.size)
-        if node.op == "slice" and not (value in self.saved and routine >= BACK):
+        if self._is_part(value, routine):
             return self._part(node, routine)
         if node.op == "gradient" and routine == AFTER:
             return self._remembered(value)
         return self._computed(value, routine)
 
+    def _is_part(self, value: Value, routine: int) -> bool:
+        """Whether a slice lies within what it is cut from, and not saved apart."""
+        return self.nodes[value].op == "slice" and not (value in self.saved and routine >= BACK)
+
     def _remembered(self, value: Value) -> _View:
         """A row's gradient as AFTER finds it: what rows that follow handed on lies elsewhere by then."""
         view = self._computed(value, BACK)
-        if view.slot.place is not None:
-            copy = self._slot(view.size, BACK).at(0, view.size)
-            self._copy(BACK, copy, view)
-            view = copy
-        self.made[value, AFTER] = view
+        self.made[value, AFTER] = view = view if view.slot.place is None else self._kept_copy(view)
         return view
+
+    def _kept_copy(self, view: _View) -> _View:
+        """A copy of what lies only passing where it is, made in BACK."""
+        copy = self._slot(view.size, BACK).at(0, view.size)
+        self._copy(BACK, copy, view)
+        return copy
 
     def _part(self, node: Node, routine: int) -> _View:
         view = self.view(node.args[0], routine)
         return _View(view.slot, view.offset + node.attributes[0], node.size)
 
-    def _computed(self, value: Value, routine: int) -> _View:
+    def _home(self, value: Value, routine: int) -> int:
+        """The routine that computes a value which another one reads: it itself, if that is drawn or computed again."""
         stage = self.stages[value]
-        if stage is None or (stage < BACK <= routine and value not in self.saved):
-            home = routine  # drawn or computed once more
-        else:
-            home = stage
+        return routine if stage is None or (stage < BACK <= routine and value not in self.saved) else stage
+
+    def _computed(self, value: Value, routine: int) -> _View:
+        home = self._home(value, routine)
         view = self.made.get((value, home)) or self._emit(value, home)
         self.made[value, home] = self.made[value, routine] = view
         return view
@@ -363,7 +394,7 @@ class _Lowering:
             out = self._out(value, routine)
             self._copy(routine, out, source)
             return out
-        args = [self._operand(arg, node, routine) for arg in node.args]
+        args = [self.view(self._read(arg, node), routine) for arg in node.args]
         op, args = self._variant(node, args, routine)
         extra = self.nodes[node.args[1]].size if node.op.startswith("outer") else args[0].size
         hint = args[0]
@@ -382,12 +413,11 @@ class _Lowering:
         self._append(routine, "add", out, (carry, self._fixed(self.spaces.dout(number), node.size)))
         return out
 
-    def _operand(self, arg: Value, node: Node, routine: int) -> _View:
-        """An argument; what is expanded is read as the one number that it is."""
+    def _read(self, arg: Value, node: Node) -> Value:
+        """What is read as an argument: of what is expanded, the one number that it is."""
         inner = self.nodes[arg]
-        if OPS[node.op].kind == ELEMENTS and inner.op == "expand" and len(node.args) == 2:
-            return self.view(inner.args[0], routine)
-        return self.view(arg, routine)
+        alone = node.op in OPS and OPS[node.op].kind == ELEMENTS and inner.op == "expand" and len(node.args) == 2
+        return inner.args[0] if alone else arg
 
     def _variant(self, node: Node, args: list[_View], routine: int) -> tuple[str, list[_View]]:
         """The instruction for these sizes: two-argument ops take one number in place of either argument."""
@@ -531,9 +561,7 @@ class _Lowering:
             return [piece for arg in node.args for piece in self._pieces(arg)]
         view = self.view(value, AFTER if self.stages[value] == AFTER else BACK)
         if view.slot.place is not None and view.slot.place.space in self._passing():
-            copy = self._slot(view.size, BACK).at(0, view.size)
-            self._copy(BACK, copy, view)
-            view = copy
+            view = self._kept_copy(view)
         view.slot.kept = True
         return [view]
 
@@ -619,12 +647,12 @@ class _Lowering:
 def _sink(items: list[_Item]) -> None:
     """Moves an instruction whose result is kept behind the last reader of an argument whose place it could take."""
     for item in list(items):
-        at, view = items.index(item), _kept_argument(item)
-        readers = [k for k in range(at + 1, len(items)) if view is not None and _reads(items[k], view)]
-        if not readers:
+        view = _kept_argument(item)
+        if view is None:
             continue
-        between = items[at + 1 : readers[-1] + 1]
-        if not any(_in_the_way(other, item) for other in between):
+        at = items.index(item)
+        readers = [k for k in range(at + 1, len(items)) if _reads(items[k], view)]
+        if readers and not any(_in_the_way(other, item) for other in items[at + 1 : readers[-1] + 1]):
             items.insert(readers[-1], items.pop(at))
 
 

@@ -59,6 +59,7 @@ def _as(compare: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor
 
 
 def no_gradient(b: Builder, d: Value, args: Sequence[Value], y: Value) -> list[Value | None]:
+    """The derivative of what does not depend smoothly on its arguments: nothing goes back to them."""
     return [None] * len(args)
 
 

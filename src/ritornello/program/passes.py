@@ -100,16 +100,28 @@ def split(program: Program) -> Program:
 
 
 def _sliced(b: Builder, value: Value, start: int, size: int, cut: set[Value]) -> Value:
-    node = b.nodes[value]
-    if value not in cut or (start == 0 and size == node.size):
-        return b.slice(value, start, size)
-    if node.op == "add":
-        return b.add(*(arg if b.size(arg) == 1 else _sliced(b, arg, start, size, cut) for arg in node.args))
-    first = _sliced(b, node.args[0], start, size, cut) if len(node.args) % 2 else None
-    moved = []
-    for v, weight, term in products(node):
-        moved.append((v, weight, term.moved(0, start) if term.back else term.moved(start, 0)))
-    return b.affine(first, moved, size)
+    """A slice of a value; of a cut one, the sum of slices of its terms."""
+    reached = [value]
+    for each in reached:  # which grows
+        if each in cut:
+            reached += [arg for arg in _summed(b.nodes[each]) if b.size(arg) > 1 and arg not in reached]
+    new: dict[Value, Value] = {}
+    for each in sorted(reached):
+        node = b.nodes[each]
+        if each not in cut or (start == 0 and size == node.size):
+            new[each] = b.slice(each, start, size)
+        elif node.op == "add":
+            new[each] = b.add(*(new.get(arg, arg) for arg in node.args))
+        else:
+            moved = [(v, w, t.moved(0, start) if t.back else t.moved(start, 0)) for v, w, t in products(node)]
+            first = new.get(node.args[0], node.args[0]) if _summed(node) else None
+            new[each] = b.affine(first, moved, size)
+    return new[value]
+
+
+def _summed(node: Node) -> tuple[Value, ...]:
+    """The values, and not the products, that a sum adds up."""
+    return node.args if node.op == "add" else node.args[: len(node.args) % 2]
 
 
 def fold(program: Program) -> Program:
@@ -131,7 +143,7 @@ def fold(program: Program) -> Program:
             new[value] = copy_node(b, node, tuple(new[arg] for arg in node.args))
             continue
         terms = _Sum(node.size)
-        for arg in node.args if node.op == "add" else node.args[: len(node.args) % 2]:
+        for arg in _summed(node):
             if arg in inner:
                 terms.extend(parts[arg])
             else:
@@ -249,29 +261,34 @@ def _root(start: Node | None, at: int, value: Value) -> tuple:
 
 
 def _merged(program: Program, groups: list[list[Value]]) -> Program:
-    member = {value: (group, k) for group in groups for k, value in enumerate(group)}
+    """Each group is made where the first of its members is needed."""
+    member = {value: group for group in groups for value in group}
     b = Builder()
     new: dict[Value, Value] = {}
-
-    def made(value: Value) -> Value:
-        if value in new:
-            return new[value]
-        node = program.nodes[value]
-        if value not in member:
-            new[value] = copy_node(b, node, tuple(made(arg) for arg in node.args))
-            return new[value]
-        group, _ = member[value]
-        sizes = [program.nodes[each].size for each in group]
-        first = program.nodes[group[0]]
-        start = b.cat([made(program.nodes[each].args[0]) for each in group]) if len(first.args) % 2 else None
-        terms = [(made(v), made(weight), term) for v, weight, term in products(first)]
-        whole = b.affine(start, terms, sum(sizes))
-        for k, each in enumerate(group):
-            new[each] = b.slice(whole, sum(sizes[:k]), sizes[k])
-        return new[value]
-
-    results = tuple(made(value) for value in program.results)
+    waiting = list(reversed(program.results))
+    while waiting:
+        group = member.get(waiting[-1], [waiting[-1]])
+        read = [arg for each in group for arg in program.nodes[each].args if arg not in new]
+        if waiting[-1] in new:
+            waiting.pop()
+        elif read:
+            waiting += reversed(read)
+        elif len(group) > 1:
+            new.update(_as_one(b, program, group, new))
+        else:
+            new[group[0]] = copy_node(b, program.nodes[group[0]], tuple(new[a] for a in program.nodes[group[0]].args))
+    results = tuple(new[value] for value in program.results)
     return rewrite(program._replace(nodes=tuple(b.nodes), results=results))
+
+
+def _as_one(b: Builder, program: Program, group: list[Value], new: dict[Value, Value]) -> dict[Value, Value]:
+    """The members of a group as slices of one affine."""
+    nodes = [program.nodes[value] for value in group]
+    start = b.cat([new[node.args[0]] for node in nodes]) if len(nodes[0].args) % 2 else None
+    sizes = [node.size for node in nodes]
+    terms = [(new[v], new[weight], term) for v, weight, term in products(nodes[0])]
+    whole = b.affine(start, terms, sum(sizes))
+    return {value: b.slice(whole, sum(sizes[:k]), sizes[k]) for k, value in enumerate(group)}
 
 
 def fuse(program: Program) -> Program:

@@ -102,10 +102,15 @@ class Builder:
 
     def is_differentiable(self, value: Value) -> bool:
         """Whether it depends smoothly on x or a state; tensors of parameters tell of themselves."""
-        node = self.nodes[value]
-        if node.op in OPS and OPS[node.op].derivative is no_gradient:
-            return False
-        return node.op in ("x", "state") or any(self.is_differentiable(arg) for arg in node.args)
+        waiting, seen = [value], {value}
+        for each in waiting:  # which grows
+            node = self.nodes[each]
+            if node.op in ("x", "state"):
+                return True
+            if not (node.op in OPS and OPS[node.op].derivative is no_gradient):
+                waiting += [arg for arg in node.args if arg not in seen]
+                seen.update(node.args)
+        return False
 
     def leaf(
         self, op: str, attributes: tuple[Any, ...], shape: Sequence[int], rate: int, args: Sequence[Value] = ()

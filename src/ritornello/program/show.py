@@ -22,6 +22,7 @@ _INFIX = {
     "eq": "==",
     "ne": "!=",
 }
+_LONGEST = 200  # characters of what a parameter is computed from
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
@@ -45,6 +46,10 @@ class _Printer:
     def __init__(self, program: Program, fields: Sequence[str]) -> None:
         self.program, self.fields = program, fields
         self.names: dict[Value, str] = {}
+        for value, node in enumerate(program.nodes):
+            if node.rate <= PARAMETER:
+                self.names[value] = self.parameter(node)
+        self.numbered = len(self.names)
 
     def lines(self, values: Sequence[Value]) -> list[str]:
         found = []
@@ -61,21 +66,22 @@ class _Printer:
             return "x"
         if node.op == "state":
             return f"{self.fields[node.attributes[0]]}'"
-        if node.op == "constant":
-            return f"{node.attributes[0]:g}"
         if node.rate <= PARAMETER:
-            return self.parameter(node)
+            return self.names[value]
         if node.op == "slice":
             start, size = node.attributes
             return f"{self.name(node.args[0])}[{start}:{start + size}]"
         if node.op == "expand":
             return self.name(node.args[0])
-        return self.names.setdefault(value, "v" + str(len(self.names) + 1).translate(_SUBSCRIPTS))
+        return self.names.setdefault(value, "v" + str(len(self.names) - self.numbered + 1).translate(_SUBSCRIPTS))
 
     def parameter(self, node: Node) -> str:
+        if node.op == "constant":
+            return f"{node.attributes[0]:g}"
         if node.op == "parameter":
             return str(node.attributes[0])
         inner = ", ".join(self.name(arg) for arg in node.args)
+        inner = inner if len(inner) <= _LONGEST else "…"
         if node.op == "slice":
             return f"{inner}[{node.attributes[0]}:{sum(node.attributes)}]"
         word = str(node.attributes[0]).partition(".")[0] if node.op == "call" else node.op
