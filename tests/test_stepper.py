@@ -79,6 +79,9 @@ def test_what_does_not_fit_is_named() -> None:
         step(torch.zeros(1, 6))
     with pytest.raises(ArgumentError, match=r"^x is torch\.float64"):
         step(torch.zeros(1, 5, dtype=torch.float64))
+    for rows, shape in ((3, (5, 3)), (1, (5, 1)), (3, (15,)), (3, (5,))):
+        with pytest.raises(ArgumentError, match=r"^x is torch\.float32 of shape .*; expected .* of shape \(\d, 5\)"):
+            unfold.stepper(rows)(torch.zeros(shape))
     with pytest.raises(ArgumentError, match=r"^state field 'h' has shape \(2, 7\); expected \(1, 7\)"):
         step(torch.zeros(1, 5), (torch.zeros(2, 7), torch.zeros(2, 7)))
     with pytest.raises(ArgumentError, match=r"^rows must be a positive integer, not 0"):
