@@ -14,6 +14,7 @@ from torch import Tensor, library, nn
 
 import ritornello as rit
 from ritornello.engine.op import unfold as unfold_op
+from ritornello.errors import ArgumentError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -120,9 +121,7 @@ def test_the_op_by_torchs_own_checks() -> None:
                 False,
                 "float32",
             )
-            library.opcheck(
-                unfold_op, (*arguments, gradients_wanted), test_utils=("test_schema", "test_faketensor")
-            )
+            library.opcheck(unfold_op, (*arguments, gradients_wanted), test_utils=("test_schema", "test_faketensor"))
 
 
 def test_lengths_that_do_not_fit_are_found_when_the_graph_runs() -> None:
@@ -158,3 +157,23 @@ def test_autocast_within_a_compiled_graph() -> None:
     assert found.dtype == expected.dtype == torch.float32
     assert torch.equal(found, expected)
     assert not torch.equal(found, model.unfold(x)[0])
+
+
+def test_autocast_to_another_dtype_is_refused_within_a_compiled_graph_too() -> None:
+    torch._dynamo.reset()
+    unfold, x = rit.Unfold(rit.LSTM(5, 7)), torch.randn(6, 3, 5)
+    compiled = torch.compile(unfold, backend="eager")
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(compiled(x)[0], unfold(x)[0])
+    named = rit.Unfold(rit.LSTM(5, 7), executor="cpu")
+    with torch.autocast("cpu", torch.float16), pytest.raises(ArgumentError, match=r"torch\.autocast asks for"):
+        torch.compile(named, backend="eager")(x)
+
+
+def test_a_graph_in_bfloat16() -> None:
+    torch._dynamo.reset()
+    unfold, x = rit.Unfold(rit.LSTM(5, 7)).bfloat16(), torch.randn(6, 3, 5).bfloat16()
+    parameters = dict(unfold.named_parameters())
+    found, expected = torch.compile(unfold, fullgraph=True, backend="eager")(x), unfold(x)
+    assert torch.equal(found[0], expected[0])
+    assert_close(gradients(found, parameters), gradients(expected, parameters))

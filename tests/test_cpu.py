@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
 import weakref
 from collections import namedtuple
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,26 @@ from random_cells import (
     next_seed,
     problems,
 )
-from test_program import CALLS, CHANCE, EDGES, NO_BAD_NUMBERS, NO_INFINITY, Applied, assert_alike, edge_rows
+from test_program import (
+    CALLS,
+    CHANCE,
+    NO_BAD_NUMBERS,
+    NO_INFINITY,
+    Applied,
+    as_exact,
+    assert_alike,
+    edge_rows,
+    edges_of,
+)
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import ritornello as rit
 from ritornello import _core
 from ritornello.errors import ArgumentError
-from ritornello.executors import EXECUTORS
+from ritornello.executors import EXECUTORS, cpu
+from ritornello.executors.fingerprint import fingerprint
+from ritornello.executors.plan import make_plan
 from ritornello.program import Wants, derive, encode, lower, philox, simplify, trace, unroll
 
 F64 = torch.float64
@@ -83,7 +97,7 @@ def test_random_cells_equal_the_reference(dtype: torch.dtype, problem: Problem) 
 
 
 def test_the_comparison_sees_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that is off by a millionth somewhere is caught, and is not taken for ill-conditioned."""
+    """A gradient that is off by a millionth is caught, though the values are right; it is not ill-conditioned."""
     source = random.Random(5)
     problem = draw_problem(source, draw_recipe(source))._replace(frozen=(), read="both")
     check(problem, F64)
@@ -91,7 +105,9 @@ def test_the_comparison_sees_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -
 
     def wrong(request: Any) -> Any:
         result = run(request)
-        return result._replace(last=type(result.last)(*(field * (1 + 1e-6) for field in result.last)))
+        return result._replace(
+            last=type(result.last)(*(field + 1e-6 * (field - field.detach()) for field in result.last))
+        )
 
     monkeypatch.setattr(EXECUTORS["cpu"], "run", wrong)
     with pytest.raises(AssertionError, match="differs"):
@@ -270,7 +286,7 @@ def test_every_call_at_kinks_and_at_bad_numbers(call: str, dtype: torch.dtype) -
     """Values everywhere, gradients where all is finite, as the reference gives them."""
     cell = Applied(CALLS[call]).to(dtype)
     bad = [0.0, 1.0, -1.0, float("nan"), float("inf"), -float("inf")]
-    for values, differentiate in (([0.3, -0.7, 1.3, -2.2], True), (EDGES, True), (bad, False)):
+    for values, differentiate in (([0.3, -0.7, 1.3, -2.2], True), (edges_of(call), True), (bad, False)):
         if not differentiate and (call in NO_INFINITY | NO_BAD_NUMBERS or "_trilinear" in call):
             continue
         sides = [side.to(dtype) for side in edge_rows(values)]
@@ -282,10 +298,8 @@ def test_every_call_at_kinks_and_at_bad_numbers(call: str, dtype: torch.dtype) -
             found = gradients(outputs, {"x": x, "h": h}) if differentiate and outputs.requires_grad else {}
             answers.append({"outputs": outputs.detach(), **found})
         for name, expected in answers[0].items():
-            if call == "pow.Tensor_Scalar, -0.5" and values is EDGES and name == "x":
-                continue
-            found, single = answers[1][name], call in ("hardsigmoid", "celu") and name != "outputs"
-            assert_alike(found.float() if single else found, expected, name)
+            found = answers[1][name]
+            assert_alike(found if name == "outputs" else as_exact(call, found), expected, name)
 
 
 FUNCTIONS = ["sigmoid", "tanh", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "reciprocal", "erf", "sin", "cos"]
@@ -606,7 +620,7 @@ def test_a_seed_fixes_the_masks() -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert not torch.equal(first[0], first[1]), "each step draws its own"
-    assert set(first.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.7))} or len(first.unique()) == 2
+    assert set(first.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.7))}
     assert float(first.mean()) == pytest.approx(1.0, abs=0.03)
     assert torch.equal(unfold.eval()(x)[0], x)
     assert not torch.equal(unfold.train()(x)[0], x)
@@ -657,12 +671,20 @@ class Settings(rit.Cell):
         self.inner = nn.Identity()
         self.bias = nn.Parameter(torch.randn(3))
         self.shift = torch.zeros(3)
+        self.gain = nn.Parameter(torch.randn(3), requires_grad=False)
+        self.U, self.V = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.V.weight = self.U.weight
+        self.order, self.biases = [self.U, self.V], [self.U.bias, self.V.bias]
+        self.U.register_forward_hook(lambda module, inputs, output: output + 1)
 
     def forward(self, x: Tensor, s: Any) -> Any:
         value = torch.tanh(self.inner(self.W(x))) * self.factor + self.shift
         value = value * 2 if self.flags["twice"] else value
         value = value + sum(0.1 * torch.tanh(s.h) ** power for power in self.powers)
         value = -value if self.options.negative else value
+        value = value * self.gain if self.gain.requires_grad else value + self.gain.detach()
+        for module in self.order:
+            value = torch.tanh(module(value) + self.biases[0])
         return self.State(value if self.bias is None else value + self.bias)
 
 
@@ -684,6 +706,13 @@ CHANGES: dict[str, Callable[[Settings], Any]] = {
     "a parameter": lambda c: setattr(c, "bias", nn.Parameter(torch.ones(3))),
     "a parameter of another shape": lambda c: setattr(c, "bias", nn.Parameter(torch.ones(1))),
     "no parameter": lambda c: setattr(c, "bias", None),
+    "a parameter that is trained": lambda c: c.gain.requires_grad_(),
+    "weights that were tied": lambda c: setattr(c.V, "weight", nn.Parameter(torch.randn(3, 3))),
+    "the order of modules": lambda c: c.order.reverse(),
+    "the order of tensors": lambda c: c.biases.reverse(),
+    "a hook for another": lambda c: (
+        c.U._forward_hooks.popitem(), c.U.register_forward_hook(lambda module, inputs, output: output - 1)
+    ),
 }  # fmt: skip
 
 
@@ -693,6 +722,152 @@ def test_a_setting_that_changes_is_seen(what: str) -> None:
     assert_close(*both(cell, x))
     CHANGES[what](cell)
     assert_close(*both(cell, x))
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_a_hook_on_gradients_that_comes_later_is_seen(register: str) -> None:
+    cell, x = rit.GRU(3, 4), torch.randn(4, 2, 3)
+    inputs = {"h": torch.randn(2, 4, requires_grad=True), **dict(cell.named_parameters())}
+
+    def found(executor: str) -> dict[str, Tensor]:
+        return gradients(rit.Unfold(cell, executor=executor)(x, (inputs["h"],)), inputs)
+
+    before = found("auto")
+    getattr(cell.U, register)(lambda module, *d: tuple(2 * each for each in d[0]))
+    assert_close(found("auto"), found("reference"))
+    assert not torch.equal(found("auto")["h"], before["h"])
+
+
+def test_the_plan_is_looked_up_once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+    unfold, x = rit.Unfold(rit.LSTM(3, 4)), torch.randn(4, 2, 3)
+    monkeypatch.setattr(cpu, "fingerprint", lambda *of: taken.append(of) or fingerprint(*of))
+    for calls in (1, 2):
+        unfold(x)
+        assert len(taken) == calls
+
+
+# Cells that change themselves.
+
+
+class Restless(rit.Cell):
+    """Does something to itself at every call."""
+
+    def __init__(self, deed: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__(3, 3)
+        self.W, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        self.calls, self.big, self.seen, self.counts = 0, 0.5, [], {"calls": 0}
+        self.memory: Any = (torch.zeros(3),)
+        self.tensor = torch.zeros(3)
+        self.deed = deed
+
+    @cached_property
+    def wide(self) -> bool:
+        return self.hidden_size > 2
+
+    def forward(self, x: Tensor, s: Any) -> Any:
+        self.deed(self, s.h)
+        return self.State(torch.tanh(self.W(x) + s.h))
+
+
+def held(cell: Restless) -> list[Any]:
+    """All that a deed may change, as text."""
+    tensors = [cell.tensor, *cell.memory, *cell.buffers()]
+    return [cell.calls, cell.big, str(cell.seen), cell.counts, cell.training, vars(cell).get("wide"), str(tensors)]
+
+
+DEEDS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "a count": (lambda c, h: setattr(c, "calls", c.calls + 1), r"changes its own setting \(calls\)"),
+    "a count in a dict": (lambda c, h: c.counts.update(calls=c.counts["calls"] + 1), r"its own setting \(counts\)"),
+    "a log": (lambda c, h: c.seen.append(len(h)), r"changes its own setting \(seen\)"),
+    "its mode": (lambda c, h: c.train(not c.training), r"changes its own setting \(training\)"),
+    "a tuple of tensors": (lambda c, h: setattr(c, "memory", (h.detach(),)), r"keeps a tensor \(memory\)"),
+    "a list of tensors": (lambda c, h: c.seen.append(h.detach()), r"keeps a tensor \(seen\)"),
+    "a tensor": (lambda c, h: setattr(c, "tensor", h.detach()), r"keeps a tensor \(tensor\)"),
+    "a new tensor": (lambda c, h: setattr(c, "fresh", h.detach()), r"keeps a tensor \(fresh\)"),
+    "a tensor's contents": (lambda c, h: c.tensor.add_(1), "changing a parameter or buffer in place"),
+    "running means": (lambda c, h: c.norm(h), "torch's"),
+    "what is refused anyway": (lambda c, h: (setattr(c, "calls", c.calls + 1), h.cumprod(0)), "torch's cumprod"),
+    "nothing": (lambda c, h: setattr(c, "big", 0.25 + 0.25), ""),
+    "what it looks up": (lambda c, h: c.wide, ""),
+}
+
+
+@pytest.mark.parametrize("what", DEEDS)
+def test_a_cell_that_changes_itself_is_refused_and_stays_as_it_was(what: str) -> None:
+    deed, message = DEEDS[what]
+    cell = Restless(deed)
+    before, tensor, seen = held(cell), cell.tensor, cell.seen
+    plan = cpu.CpuExecutor().plan(cell, 3, (3,), torch.zeros(()))
+    assert re.search(message, plan) if isinstance(plan, str) else not message
+    assert held(cell) == before
+    assert cell.tensor is tensor
+    assert cell.seen is seen
+
+
+@pytest.mark.parametrize("what", [what for what, (_, message) in DEEDS.items() if message])
+def test_a_cell_that_changes_itself_is_traced_once(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference executor runs it, and its changes make no other cell of it."""
+    made: list[Any] = []
+    monkeypatch.setattr(cpu, "make_plan", lambda *of: made.append(of) or make_plan(*of))
+    cell = Restless(DEEDS[what][0])
+    for _ in range(3):
+        rit.Unfold(cell)(torch.randn(5, 2, 3))
+    assert len(made) == 1
+    assert cell.calls in (0, 15)
+
+
+def test_a_cell_that_stops_changing_itself_is_compiled() -> None:
+    cell = Restless(lambda c, h: c.training and setattr(c, "calls", c.calls + 1))
+    x = torch.randn(4, 2, 3)
+    assert_close(*(rit.Unfold(cell)(x)[0] for _ in range(2)))
+    assert_close(*both(cell.eval(), x))
+    assert cell.calls == 8
+
+
+def test_a_first_call_in_inference_mode_is_like_any_other() -> None:
+    cell, x = Restless(lambda c, h: None), torch.randn(4, 2, 3)
+    with torch.inference_mode():
+        found = rit.Unfold(cell, executor="cpu")(x)[0]
+    assert_close(*both(cell, x))
+    assert_close(found, both(cell, x)[0])
+
+
+# Cells of many steps within the step.
+
+
+LOOPS: dict[str, tuple[int, Callable[[Any, Tensor, Tensor], Tensor]]] = {
+    "elements": (400, lambda c, v, x: torch.tanh(v) * 0.5 + v),
+    "sums": (1000, lambda c, v, x: v + torch.cat([x, x], -1)),
+    "views": (1000, lambda c, v, x: torch.cat([v[:, 1:], v[:, :1]], -1)),
+    "products": (300, lambda c, v, x: torch.tanh(torch.cat([c.W(v[:, :3]), x], -1) + v)),
+    "parameters": (300, lambda c, v, x: v),
+}
+
+
+@pytest.mark.parametrize("what", LOOPS)
+def test_a_long_loop_within_a_cell(what: str) -> None:
+    steps, step = LOOPS[what]
+
+    class Looping(rit.Cell):
+        def __init__(self) -> None:
+            super().__init__(3, 3)
+            self.W = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, s: Any) -> Any:
+            v, bias = torch.cat([self.W(x), s.h], -1), self.W.bias
+            for _ in range(steps):
+                v = step(self, v, x)
+                bias = torch.tanh(bias) + bias if what == "parameters" else bias
+            left, right = torch.tanh(v).chunk(2, -1) if what != "sums" else v.chunk(2, -1)
+            return self.State(torch.tanh(left * right * 1e-3 + bias))
+
+    cell, x = Looping().double(), torch.randn(2, 2, 3, dtype=F64)
+    inputs = dict(cell.named_parameters())
+    one, other = (rit.Unfold(cell, executor=name)(x) for name in ("cpu", "reference"))
+    assert_close(one, other)
+    assert_close(gradients(one, inputs), gradients(other, inputs))
+    rit.explain(cell, io.StringIO())
 
 
 def test_a_tuple_of_anything_is_a_setting_too() -> None:

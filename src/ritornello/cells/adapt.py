@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ritornello.cells.cell import Cell
+from ritornello.cells.untouched import untouched
 from ritornello.errors import ArgumentError
 
 _ROWS = 3  # rows of the trial calls; no state has so many fields that one could be unpacked from them by mistake
@@ -138,7 +138,8 @@ def _understand(
     x = torch.zeros(_ROWS, input_size, dtype=like.dtype, device=like.device)
     hidden = sizes if isinstance(sizes, int) else _size(module, None, _HIDDEN_NAMES)
     tried = []
-    with _untouched(module), torch.random.fork_rng(devices=[]):
+    unspecialised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+    with untouched(module), torch.enable_grad(), unspecialised, torch.random.fork_rng(devices=[]):
         own = _own_first_state(module, x) if sizes is None else None
         guesses = [own] if own else []
         if isinstance(sizes, Sequence):
@@ -169,20 +170,6 @@ def _understand(
 def _flat(tensor: Tensor) -> Shape:
     """The tensor's shape with each row flattened."""
     return (tensor.shape[0], math.prod(tensor.shape[1:])) if tensor.dim() > 1 else tuple(tensor.shape)
-
-
-@contextmanager
-def _untouched(module: nn.Module) -> Iterator[None]:
-    """For trial calls, as in training: buffers, such as running means, stay as they were, and scripts unspecialised."""
-    named = [(owner, *each) for owner in module.modules() for each in owner.named_buffers(recurse=False)]
-    for owner, name, buffer in named:
-        setattr(owner, name, buffer.clone())
-    try:
-        with torch.enable_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            yield
-    finally:
-        for owner, name, buffer in named:
-            setattr(owner, name, buffer)
 
 
 def _own_first_state(module: nn.Module, x: Tensor) -> tuple[Shape, ...] | None:

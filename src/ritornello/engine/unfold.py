@@ -15,7 +15,7 @@ from ritornello.engine.op import Captured, capture, captured_values, new_seed, r
 from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError, nearest
 from ritornello.executors import EXECUTORS, Request, Result, check_name, choose
-from ritornello.executors.cpu import CpuExecutor
+from ritornello.executors.cpu import CpuExecutor, unfit
 from ritornello.executors.run import machine_type
 from ritornello.executors.stepper import Stepper
 from ritornello.structures import Schedule, forest, from_rows, to_rows
@@ -62,7 +62,7 @@ class Unfold(nn.Module):
         cell: nn.Module,
         *,
         input_size: int | None = None,
-        state_sizes: int | Sequence[int] | None = None,
+        state_sizes: int | Sequence[int | tuple[int, ...]] | None = None,
         reverse: bool = False,
         batch_first: bool = False,
         learn_initial: bool = False,
@@ -145,6 +145,7 @@ class Unfold(nn.Module):
 
         Returns:
             a function of (x, state) to (output, state), for the weights and the mode (train or eval) of this moment.
+            With two or more of torch's threads it owns one, which spins for 50 microseconds after each step.
 
         Raises:
             ArgumentError: a cell that the compiled executor cannot run, with its reason.
@@ -172,11 +173,7 @@ class Unfold(nn.Module):
 
     def _captured(self, x: Tensor) -> Captured | None:
         """What a graph that is being captured holds of the cell, if the unfolding can be one node of it."""
-        if (
-            self.executor not in ("auto", "cpu")
-            or x.device.type != "cpu"
-            or x.dtype not in (torch.float32, torch.float64)
-        ):
+        if self.executor not in ("auto", "cpu") or unfit(x) is not None:
             return None
         captured = capture(self._number, self.training)
         return captured if captured.program else None

@@ -29,38 +29,46 @@ MISSING = (
 )
 
 
+def unreadable(like: Tensor) -> str | None:
+    """Why the machine cannot compute with such tensors; None where it can."""
+    if _core is None:
+        return MISSING
+    if like.device.type != "cpu":
+        return f"x is on {like.device}; this executor runs on the CPU"
+    if like.dtype not in TYPES:
+        return f"x has dtype {like.dtype}; this executor knows {', '.join(TYPES.values())}"
+    return None
+
+
+def unfit(x: Tensor) -> str | None:
+    """Why the machine cannot take x as torch is set now; None where it can."""
+    if torch._C._are_functorch_transforms_active():
+        return "it is under a torch.func transformation"
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return f"torch.autocast asks for {torch.get_autocast_dtype('cpu')}"
+    return unreadable(x)
+
+
 class CpuExecutor:
     """Any traceable cell over chains, at the speed of a kernel written for it."""
 
     name = "cpu"
 
     def __init__(self) -> None:
-        self._plans: WeakKeyDictionary[nn.Module, OrderedDict[Any, Plan | str]] = WeakKeyDictionary()
+        self._plans: WeakKeyDictionary[nn.Module, _Plans] = WeakKeyDictionary()
 
     def supports(self, request: Request) -> str | None:
         if any(not isinstance(level.source, int) and level.source.shape[1] != 1 for level in request.schedule.levels):
             return "rows with several predecessors are not built yet"
-        if torch._C._are_functorch_transforms_active():
-            return "it is under a torch.func transformation"
-        if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
-            return f"torch.autocast asks for {torch.get_autocast_dtype('cpu')}"
+        reason = unfit(request.x)
+        if reason is not None:
+            return reason
         sizes = tuple(field.shape[-1] for field in request.entry)
-        plan = self.plan_or_reason(request.cell, request.x.shape[-1], sizes, request.x)
+        plan = request.found[self.name] = self.plan(request.cell, request.x.shape[-1], sizes, request.x)
         return plan if isinstance(plan, str) else None
 
-    def plan_or_reason(self, cell: Any, x_size: int, sizes: tuple[int, ...], like: Tensor) -> Plan | str:
-        """As `plan`; where dtype, device or installation stand against it, that is the reason."""
-        if _core is None:
-            return MISSING
-        if like.device.type != "cpu":
-            return f"x is on {like.device}; this executor runs on the CPU"
-        if like.dtype not in TYPES:
-            return f"x has dtype {like.dtype}; this executor knows {', '.join(TYPES.values())}"
-        return self.plan(cell, x_size, sizes, like)
-
     def run(self, request: Request) -> Result:
-        plan = self._plan(request)
-        assert isinstance(plan, Plan), plan
+        plan = request.found[self.name]
         schedule, fields = request.schedule, len(request.entry)
         rows = fields if request.every_field else 1
         states = [request.x, *request.entry, *request.blank]
@@ -85,25 +93,47 @@ class CpuExecutor:
             last = [field[back] for field in last]
         return Result(tuple(found[:rows]), type(request.entry)(*last))
 
-    def _plan(self, request: Request) -> Plan | str:
-        sizes = tuple(field.shape[-1] for field in request.entry)
-        return self.plan(request.cell, request.x.shape[-1], sizes, request.x)
+    def plan_or_reason(self, cell: Any, x_size: int, sizes: tuple[int, ...], like: Tensor) -> Plan | str:
+        """As `plan`; where dtype, device or installation stand against it, that is the reason."""
+        return unreadable(like) or self.plan(cell, x_size, sizes, like)
 
     def plan(self, cell: Any, x_size: int, sizes: tuple[int, ...], like: Tensor) -> Plan | str:
         """The cell's plan, or the reason why it has none; made anew when a setting of the cell changes.
+
+        Settings that the cell changes itself do not count where it was refused: it would be traced at every call.
 
         Args:
             x_size, sizes: features of x and of each field of the state.
             like: a tensor of the dtype and device to run with.
         """
-        known = self._plans.setdefault(cell, OrderedDict())
-        key = (fingerprint(cell), x_size, like.dtype, sizes)
-        if key not in known:
+        known = self._plans.setdefault(cell, _Plans())
+        features = (x_size, like.dtype, sizes)
+        if known.changing:
+            refused = known.found.get((fingerprint(cell, known.changing), *features))
+            if refused is not None:
+                return refused
+        key = (fingerprint(cell), *features)
+        if key not in known.found:
             try:
-                known[key] = make_plan(cell, x_size, sizes, like)
+                known.found[key] = make_plan(cell, x_size, sizes, like)
             except Untraceable as reason:
-                known[key] = f"{name_of(cell)} cannot be compiled: {reason}"
-                _log.warning("%s; it runs on the reference executor.", known[key])
-            if len(known) > 16:
-                known.popitem(last=False)
-        return known[key]
+                known.changing |= reason.changed
+                key = (fingerprint(cell, known.changing), *features)
+                known.found[key] = f"{name_of(cell)} cannot be compiled: {reason}"
+                _log.warning("%s; it runs on the reference executor.", known.found[key])
+            if len(known.found) > 16:
+                known.found.popitem(last=False)
+        return known.found[key]
+
+
+class _Plans:
+    """What is known of a cell.
+
+    Attributes:
+        found: plans and reasons, by fingerprint and features.
+        changing: names of settings that the cell changes whenever it is called.
+    """
+
+    def __init__(self) -> None:
+        self.found: OrderedDict[Any, Plan | str] = OrderedDict()
+        self.changing: frozenset[str] = frozenset()

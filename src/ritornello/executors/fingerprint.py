@@ -4,59 +4,74 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
 
 _OWN = frozenset(vars(nn.Module())) - {"training"}  # what torch itself keeps in every module
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
 _SEQUENCES = (tuple, list, set, frozenset, deque)
 _DEPTH = 4  # of settings within settings
 
 
-def fingerprint(cell: nn.Module) -> tuple[Any, ...]:
+def fingerprint(cell: nn.Module, without: Collection[str] = ()) -> tuple[Any, ...]:
     """The settings of a cell and its modules, by value where they are numbers, texts or collections of such.
 
-    Two fingerprints are equal as long as no setting changed, no module was replaced, and no tensor came, went or took
-    another shape. Objects count by identity and by their attributes; functions by identity.
+    Two fingerprints are equal as long as no setting, no hook and no `requires_grad` changed, no module was replaced, no
+    tensor came, went or took another shape, and the same modules and tensors are shared as before. Objects count by
+    identity and by their attributes; functions by identity.
+
+    Args:
+        cell: the cell.
+        without: names of settings that do not count.
     """
     found: list[Any] = []
-    for module in cell.modules():
+    first: dict[int, int] = {id(cell): 0}  # modules and tensors, numbered as they are met
+    modules, ignored = [cell], _OWN.union(without) if without else _OWN
+    for module in modules:  # which grows
+        settings = module.__dict__
         found.append(type(module))
-        settings = vars(module)
-        for tensors in (settings["_parameters"], settings["_buffers"]):
-            for name, tensor in tensors.items():
-                found += (name, None if tensor is None else tensor.shape)
-        found += (
-            tuple(settings["_modules"].keys()),
-            len(settings["_forward_hooks"]),
-            len(settings["_forward_pre_hooks"]),
-        )
+        for kind in ("_parameters", "_buffers"):
+            for name, tensor in settings[kind].items():
+                found.append(name)
+                if tensor is not None:
+                    found += (tensor.shape, tensor.requires_grad, first.setdefault(id(tensor), len(first)))
+        for name, inner in settings["_modules"].items():
+            if inner is not None and id(inner) not in first:
+                modules.append(inner)
+            found += (name, inner is None or first.setdefault(id(inner), len(first)))
+        for kind in _HOOKS:
+            found.append(tuple(settings[kind]) if settings[kind] else None)
         for name, value in settings.items():
-            if name not in _OWN:
-                found += (name, type(value), value if type(value) in _PLAIN else _frozen(value, _DEPTH))
+            if name not in ignored:
+                found += (name, type(value), value if type(value) in _PLAIN else _frozen(value, first, _DEPTH))
     return tuple(found)
 
 
-def _frozen(value: Any, depth: int) -> Any:
+def _frozen(value: Any, first: dict[int, int], depth: int) -> Any:
     """Something hashable that changes when the value does."""
     kind = type(value)
     if kind in _PLAIN:
         return kind, value
     if isinstance(value, Tensor):
-        return value.shape, value.dtype
-    if depth == 0 or isinstance(value, (nn.Module, type, FunctionType, BuiltinFunctionType)):
+        return value.shape, value.dtype, value.requires_grad, first.setdefault(id(value), len(first))
+    if isinstance(value, nn.Module):
+        return _Same(value), first.setdefault(id(value), len(first))
+    if depth == 0 or isinstance(value, (type, FunctionType, BuiltinFunctionType)):
         return _Same(value)
     if isinstance(value, dict):
-        return kind, tuple((_frozen(key, depth - 1), _frozen(each, depth - 1)) for key, each in value.items())
+        return kind, tuple(
+            (_frozen(key, first, depth - 1), _frozen(each, first, depth - 1)) for key, each in value.items()
+        )
     if isinstance(value, _SEQUENCES):
-        return kind, tuple(_frozen(each, depth - 1) for each in value)
+        return kind, tuple(_frozen(each, first, depth - 1) for each in value)
     if isinstance(value, MethodType):
         return _Same(value.__func__), _Same(value.__self__)
     attributes = getattr(value, "__dict__", None)
-    return _Same(value), _frozen(dict(attributes), depth - 1) if attributes else None
+    return _Same(value), _frozen(dict(attributes), first, depth - 1) if attributes else None
 
 
 class _Same:

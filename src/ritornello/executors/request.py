@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -23,6 +23,7 @@ class Request:
         schedule: the levels to walk.
         adjoint: "full", or "checkpointed": keep O(√T) states, and compute the rest once more in the backward pass.
         every_field: answer with the rows of all fields of the state, not of the output alone.
+        found: what an executor found out when it was asked whether it supports the request, for when it runs it.
     """
 
     cell: Cell
@@ -32,6 +33,7 @@ class Request:
     schedule: Schedule
     every_field: bool = False
     adjoint: str = "full"
+    found: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 class Result(NamedTuple):
@@ -55,4 +57,4 @@ class Executor(Protocol):
         """None where the request can be run, else the reason why not."""
 
     def run(self, request: Request) -> Result:
-        """Unfolds; differentiable in x, entry, blank and the cell's parameters."""
+        """Unfolds what it was asked about, and supports; differentiable in x, entry, blank and the parameters."""

@@ -4,13 +4,16 @@ What is recorded are ATen calls, below Python, autograd and `torch.nn`: however 
 in-place updates, a small table (`aten.py`) reads them all. Python's own control flow runs as it stands; whatever asks
 for a number that only data can give makes the cell untraceable. The cell is recorded twice, on 3 rows and on 5: a
 program that comes out the same knows nothing of the number of rows.
+
+A program has no memory but the state: a cell that keeps a tensor from one call to the next, or counts its calls, is
+untraceable, and the reference executor runs it.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ritornello.cells.cell import meaning_of_total
+from ritornello.cells.untouched import holds_tensors, untouched
 from ritornello.program.program import CONSTANT, INPUT, PARAMETER, STATE, Builder, Program, Value, prune
 
 _OWN = str(Path(__file__).parent)
@@ -26,7 +30,15 @@ _TORCH = str(Path(torch.__file__).parent)
 
 
 class Untraceable(Exception):
-    """The cell does something that programs have no word for; says what and where."""
+    """The cell does something that programs have no word for; says what and where.
+
+    Attributes:
+        changed: names of what the cell changes in itself whenever it is called.
+    """
+
+    def __init__(self, reason: str, changed: Iterable[str] = ()) -> None:
+        super().__init__(reason)
+        self.changed = frozenset(changed)
 
 
 def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program:
@@ -48,8 +60,17 @@ def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program
 
 
 def _record(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
-    with _stateless(cell):
-        return _recorded(cell, x_size, sizes, like, rows)
+    try:
+        with untouched(cell) as changed:
+            program = _recorded(cell, x_size, sizes, like, rows)
+    except Untraceable as reason:
+        reason.changed = frozenset(changed)
+        raise
+    if not changed:
+        return program
+    kept = next((name for name, value in changed.items() if holds_tensors(value)), None)
+    what = f"keeps a tensor ({kept})" if kept is not None else f"changes its own setting ({next(iter(changed))})"
+    raise Untraceable(f"it {what} from one call to the next", changed)
 
 
 def _recorded(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
@@ -83,12 +104,12 @@ def _recorded(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: 
 
 
 def _with_gradients(wanted: bool) -> Any:
-    """Entered only where it is otherwise, for the same reason."""
+    """Entered only where it is otherwise: a graph that is being exported would record it."""
     return torch.set_grad_enabled(wanted) if torch.is_grad_enabled() != wanted else nullcontext()
 
 
 def _without_autocast(device: str) -> Any:
-    """Entered only where it is on: a graph that is being exported would record it."""
+    """Entered only where it is on, for the same reason."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
@@ -103,7 +124,7 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Otherwise torch wraps the method below: its first call would import torch._dynamo, which takes a second."""
+        """Otherwise torch wraps `__init__`: its first call would import torch._dynamo, which takes a second."""
         return False
 
     def __init__(self, cell: nn.Module, rows: int) -> None:
@@ -183,7 +204,7 @@ class Recorder(TorchDispatchMode):
 
     def check_hooks(self) -> None:
         """Hooks change gradients behind the program's back."""
-        if any(tensor._backward_hooks for tensor in self._kept if tensor is not None and id(tensor) not in self._names):
+        if any(tensor._backward_hooks for tensor in self._kept if id(tensor) not in self._names):
             raise Untraceable("it registers hooks on gradients")
 
     def untraceable(self, what: str) -> Untraceable:
@@ -210,33 +231,6 @@ def _tensors_of(cell: nn.Module) -> dict[int, str]:
                 if isinstance(tensor, Tensor):
                     names.setdefault(id(tensor), f"{prefix}.{name}" if prefix else name)
     return names
-
-
-@contextmanager
-def _stateless(cell: nn.Module) -> Iterator[None]:
-    """The call leaves the cell as it was.
-
-    Raises:
-        Untraceable: it wanted to remember something.
-    """
-    named = [(module, *each) for module in cell.modules() for each in module.named_buffers(recurse=False)]
-    buffers = [(module, name, buffer, buffer.clone()) for module, name, buffer in named]
-    held = [(module, dict(vars(module))) for module in cell.modules()]
-    for module, name, _, copy in buffers:
-        setattr(module, name, copy)
-    kept = None
-    try:
-        yield
-    finally:
-        for module, name, buffer, copy in buffers:
-            kept = name if getattr(module, name) is not copy or copy._version else kept
-            setattr(module, name, buffer)
-        for module, before in held:
-            for name in [n for n, v in vars(module).items() if isinstance(v, Tensor) and before.get(n) is not v]:
-                kept = name
-                setattr(module, name, before[name]) if name in before else delattr(module, name)
-    if kept is not None:
-        raise Untraceable(f"it keeps a tensor ({kept}) from one call to the next")
 
 
 def lookup(cell: nn.Module, name: str) -> Tensor:
