@@ -17,11 +17,11 @@ import ritornello as rit
 from ritornello.bench import ceiling, cells, contenders, roster, scan, sections, settings, steps, stream
 from ritornello.bench.check import Mismatch, Oracle
 from ritornello.bench.clock import Times, interleave
-from ritornello.bench.contenders import Answer, make_case
+from ritornello.bench.contenders import CELL, LOOP, NN, OURS, SCAN, Answer, make_case
 from ritornello.bench.goals import judge
 from ritornello.bench.report import Report
 from ritornello.bench.roster import ROSTER, entries
-from ritornello.bench.sections import BOTH, FORWARD, LOOP, NN, OURS, SCAN, Row, weights_read
+from ritornello.bench.sections import BOTH, FORWARD, Row, weights_read
 from ritornello.cells import Cell
 from ritornello.cli import main
 
@@ -48,6 +48,10 @@ STRANGERS = """
     class Dice(Mine):
         def forward(self, x, s):
             return super().forward(x + torch.rand_like(x), s)
+
+    class Branching(Mine):
+        def forward(self, x, s):
+            return super().forward(x if x.detach().abs().max() < 9 else 0 * x, s)
 
     class Needy(nn.Module):
         def __init__(self, input_size, hidden_size, more):
@@ -117,7 +121,7 @@ class TestCommand:
         halves = ["lstm", "peephole"] if header["instruction_set"] == "avx512bf16" else []
         assert [each["cell"] for each in found["bfloat16"]] == halves
         assert all(each["ratio"] == each["float32_ms"] / each["bfloat16_ms"] for each in found["bfloat16"])
-        walks = [("lstm", 128, {OURS, NN, "the cell"}), ("peephole", 128, {OURS, "the cell"})]
+        walks = [("lstm", 128, {OURS, NN, CELL}), ("peephole", 128, {OURS, CELL})]
         assert [(each["cell"], each["units"], set(each["us"])) for each in found["streaming"]] == walks
         assert [each["cell"] for each in found["first_call"]] == ["lstm", "peephole"]
         for each in found["first_call"]:
@@ -155,6 +159,27 @@ class TestCommand:
         status, _, error = shell("--streaming", "--cell", "lstm", *QUICK)
         assert status == 1
         assert "streaming by ritornello with lstm is wrong: outputs differs by" in error
+
+    @pytest.mark.parametrize(
+        ("words", "why"),
+        [
+            (("--cell", "lstm", "--dtype", "bfloat16"), "No stepper in bfloat16: its states are kept in float32"),
+            (("--cell", "mine.py:Branching"), "No stepper: "),
+        ],
+    )
+    def test_a_cell_without_a_stepper_is_streamed_by_others(self, words, why, shell):
+        status, out, error = shell(*words, *QUICK, "--json", "o.json")
+        assert (status, error) == (0, "")
+        assert f"  {words[1]}: {why}" in out
+        found = json.loads(Path("o.json").read_text())
+        (stream,) = found["streaming"]
+        assert set(stream["us"]) == ({NN, CELL} if words[1] == "lstm" else {CELL})
+        assert stream["notes"][OURS].startswith(why)
+        assert [goal["holds"] for goal in found["goals"] if "streaming" in goal["name"]] == [None]
+
+    def test_a_stream_needs_no_gradients(self, shell, monkeypatch):
+        monkeypatch.setattr(torch.autograd, "grad", lambda *_, **__: pytest.fail("gradients that nobody reads"))
+        assert shell("--streaming", "--cell", "lstm", *QUICK)[0] == 0
 
     @pytest.mark.parametrize("name", ["Mine", "Plain"])
     def test_a_stranger(self, name, shell):

@@ -27,18 +27,26 @@ class Oracle:
 
     Some cells are so sensitive that rounding alone takes them beyond the tolerance. Where that happens, the loop in a
     finer precision decides: a contender may be some times as far from it as the loop in the precision of the case.
+
+    Args:
+        case: what is computed.
+        backward: whether gradients are to be compared; without it the loop does not compute them.
     """
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, backward: bool = True) -> None:
         self.case = case
+        self.backward = backward
         self.dtype = case.x.dtype
         contender = loop(case)
-        self.answer = contender.answer(contender.both())
+        if backward:
+            self.answer = contender.answer(contender.both())
+        else:
+            self.answer = Answer(contender.outputs(contender.forward()), {})
 
     @cached_property
     def finer(self) -> Oracle:
         """The loop in a finer precision."""
-        return Oracle(self.case.to(FINER[self.dtype]))
+        return Oracle(self.case.to(FINER[self.dtype]), self.backward)
 
     def agree(self, who: str, found: Answer, rival: bool = False) -> float:
         """The largest relative difference of outputs and gradients.

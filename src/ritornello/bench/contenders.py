@@ -16,6 +16,16 @@ from ritornello.bench.steps import TORCH, before, step_of
 from ritornello.cells import Cell
 from ritornello.engine import Unfold
 
+OURS, DENSE, NN, PADDED, LOOP, SCAN, CELL = (
+    "ritornello",
+    "ritornello dense",
+    "torch.nn",
+    "torch.nn padded",
+    "loop",
+    "lax.scan",
+    "the cell",
+)
+
 
 class Answer(NamedTuple):
     """What a contender computes.
@@ -135,7 +145,7 @@ def in_torch(
     return Contender(name, forward, both, lambda found: found, answer, note)
 
 
-def ours(case: Case, name: str = "ritornello") -> Contender:
+def ours(case: Case, name: str = OURS) -> Contender:
     """ritornello."""
     unfold = Unfold(case.cell, executor=case.executor)
     return in_torch(name, case, lambda x: unfold(x, lengths=case.lengths)[0], dict(case.cell.named_parameters()))
@@ -175,7 +185,7 @@ def loop(case: Case) -> Contender:
         rows = torch.cat(run(packed.data, packed.batch_sizes.tolist()))
         return pad_packed_sequence(packed._replace(data=rows), total_length=time)[0]
 
-    return in_torch("loop", case, call, parameters, note="" if write is not None else "calls the cell at each step")
+    return in_torch(LOOP, case, call, parameters, note="" if write is not None else "calls the cell at each step")
 
 
 def torch_nn(case: Case, packed: bool = True) -> Contender | None:
@@ -196,7 +206,7 @@ def torch_nn(case: Case, packed: bool = True) -> Contender | None:
         found = {"x": g["x"], **{name: g[theirs] for name, theirs in named.items()}}
         return found | ({"d": g["bias_hh_l0"][-H:]} if isinstance(module, nn.GRU) else {})
 
-    name = "torch.nn" if packed else "torch.nn padded"
+    name = NN if packed else PADDED
     return in_torch(name, case, call, dict(module.named_parameters()), rename, note=type(module).__name__)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -9,9 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ritornello.bench.contenders import CELL, DENSE, LOOP, NN, OURS, PADDED, SCAN
 from ritornello.bench.first_call import PHASES
 from ritornello.bench.goals import Goal
-from ritornello.bench.sections import DENSE, LOOP, NN, OURS, PADDED, SCAN, Row
+from ritornello.bench.sections import Row
 
 WIDE = 180  # of text that is piped
 
@@ -102,9 +104,8 @@ class Report:
             words.append("" if row.compile_s is None else f"{row.compile_s:.2f}")
             table.add_row(row.cell, row.what, *words)
         self._print(table)
-        notes = {f"{row.cell}: {row.notes[name]}" for row in rows for name in (OURS, DENSE, LOOP) if name in row.notes}
-        for note in sorted(notes):
-            self.console.print(f"  {note}", highlight=False, soft_wrap=True)
+        told = (OURS, DENSE, LOOP)
+        self._notes(f"{row.cell}: {row.notes[name]}" for row in rows for name in told if name in row.notes)
 
     def first_call(self, found: list[dict[str, Any]]) -> None:
         table = Table(title="First call, ms", box=None, pad_edge=False, title_justify="left", title_style="bold")
@@ -131,17 +132,17 @@ class Report:
         title = f"One row, step by step, H {found[0]['units']}, µs a step"
         table = Table(title=title, box=None, pad_edge=False, title_justify="left", title_style="bold")
         table.add_column("cell")
-        names = list(found[0]["us"] | {NN: None, "the cell": None})
-        for name in names:
+        table.add_column(OURS, justify="right", min_width=9)
+        for name in (NN, CELL):
             table.add_column(name, justify="right", min_width=9)
-            if name != OURS:
-                table.add_column("×", justify="right", min_width=5)
+            table.add_column("×", justify="right", min_width=5)
         for each in found:
-            times, words = each["us"], [f"{each['us'][OURS]:.2f}"]
-            for name in names[1:]:
-                words += [f"{times[name]:.2f}", f"{times[name] / times[OURS]:.2f}"] if name in times else ["", ""]
-            table.add_row(each["cell"], *words)
+            times = {name: f"{us:.2f}" for name, us in each["us"].items()}
+            ratios = {name: f"{us / each['us'][OURS]:.2f}" for name, us in each["us"].items() if OURS in times}
+            words = [word for name in (NN, CELL) for word in (times.get(name, ""), ratios.get(name, ""))]
+            table.add_row(each["cell"], times.get(OURS, ""), *words)
         self._print(table)
+        self._notes(f"{each['cell']}: {each['notes'][OURS]}" for each in found if OURS in each["notes"])
 
     def goals(self, goals: list[Goal]) -> None:
         table = Table(title="Goals", box=None, pad_edge=False, title_justify="left", title_style="bold")
@@ -155,6 +156,10 @@ class Report:
         self.console.print(f"The ceiling lay between {least:.1f} and {most:.1f} GFLOP/s.", highlight=False)
         if least < 0.9 * most:
             self.console.print("That is no quiet machine: measure again before you believe any of it.", highlight=False)
+
+    def _notes(self, notes: Iterable[str]) -> None:
+        for note in sorted(set(notes)):
+            self.console.print(f"  {note}", highlight=False, soft_wrap=True)
 
     def _print(self, table: Table) -> None:
         self.console.print(table, highlight=False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ritornello.bench.contenders import Answer, Case, Contender
+from ritornello.bench.contenders import SCAN, Answer, Case, Contender
 from ritornello.bench.steps import before, step_of
 
 
@@ -121,7 +121,7 @@ def lax_scan(case: Case, threads: int) -> Contender | None:
         return Answer(back(outputs), {"x": back(dx), **{name: back(value) for name, value in dw.items()}})
 
     return Contender(
-        "lax.scan",
+        SCAN,
         lambda: jax.block_until_ready(forward(x, w)),
         lambda: jax.block_until_ready(forward_and_backward(x, w, weights)),
         back,

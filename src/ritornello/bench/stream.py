@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ritornello.bench.contenders import Case, module_of
+from ritornello.bench.contenders import CELL, NN, OURS, Case, module_of
 from ritornello.engine import Unfold
+from ritornello.errors import ArgumentError
 
 Walk = Callable[..., list[Tensor]]  # (keep=True) to the output of each step; none are kept without
 
@@ -30,9 +31,13 @@ def _walk(case: Case, step: Callable[[Tensor, Any], tuple[Tensor, Any]]) -> Walk
     return walk
 
 
-def ours(case: Case) -> Walk:
-    """ritornello's stepper."""
-    return _walk(case, Unfold(case.cell).stepper())
+def ours(case: Case) -> Walk | str:
+    """ritornello's stepper; the reason where a cell has none."""
+    try:
+        step = Unfold(case.cell).stepper()
+    except ArgumentError as error:
+        return str(error)
+    return _walk(case, step)
 
 
 def called(case: Case) -> Walk:
@@ -46,11 +51,11 @@ def called(case: Case) -> Walk:
     return _walk(case, step)
 
 
-def torch_cell(case: Case) -> Walk | None:
-    """torch.nn's LSTMCell, GRUCell or RNNCell; None where it has no such cell."""
+def torch_cell(case: Case) -> Walk | str:
+    """torch.nn's LSTMCell, GRUCell or RNNCell; the reason where it has no such cell."""
     module = module_of(case.cell)
     if module is None:
-        return None
+        return f"{NN} has no such cell."
     kind: Any = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}[type(module)]
     cell = kind(module.input_size, module.hidden_size).to(case.x.dtype)
     weights = module.state_dict()
@@ -63,4 +68,4 @@ def torch_cell(case: Case) -> Walk | None:
     return _walk(case, step)
 
 
-WALKERS: dict[str, Callable[[Case], Walk | None]] = {"ritornello": ours, "torch.nn": torch_cell, "the cell": called}
+WALKERS: dict[str, Callable[[Case], Walk | str]] = {OURS: ours, NN: torch_cell, CELL: called}
