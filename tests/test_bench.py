@@ -15,7 +15,7 @@ from torch import nn
 
 import ritornello as rit
 from ritornello.bench import ceiling, cells, contenders, roster, scan, sections, settings, steps, stream
-from ritornello.bench.check import Mismatch, Oracle
+from ritornello.bench.check import TOLERANCES, Mismatch, Oracle
 from ritornello.bench.clock import Times, interleave
 from ritornello.bench.contenders import CELL, LOOP, NN, OURS, SCAN, Answer, make_case
 from ritornello.bench.goals import judge
@@ -356,40 +356,55 @@ class TestCheck:
         with pytest.raises(Mismatch, match=r"^it is wrong: gradient of U.weight differs by "):
             oracle.agree("it", Answer(oracle.answer.outputs, {"U.weight": gradients["U.weight"] * wrong}))
 
-    def test_less_is_asked_of_rivals_in_half_precision_alone(self, case):
-        for dtype, passes in ((torch.float32, False), (torch.bfloat16, True)):
-            oracle = Oracle(case.to(dtype))
-            answer = Answer(oracle.answer.outputs * 1.1, {})
-            with pytest.raises(Mismatch):
-                oracle.agree("it", answer)
-            if passes:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("name", ["outputs", "x", "U.weight"])
+    def test_less_is_asked_of_rivals_parameters_in_half_precision_alone(self, name, dtype, case):
+        oracle = Oracle(case.to(dtype))
+        outputs, gradients = oracle.answer
+        if name == "outputs":
+            answer = Answer(1.1 * outputs, {})
+        else:
+            answer = Answer(outputs, {name: 1.1 * gradients[name]})
+        with pytest.raises(Mismatch, match="is wrong"):
+            oracle.agree("it", answer)
+        if (name, dtype) == ("U.weight", torch.bfloat16):
+            oracle.agree("it", answer, rival=True)
+        else:
+            with pytest.raises(Mismatch, match="is wrong"):
                 oracle.agree("it", answer, rival=True)
-            else:
-                with pytest.raises(Mismatch):
-                    oracle.agree("it", answer, rival=True)
 
     def test_another_shape_is_wrong(self, case):
         oracle = Oracle(case)
         with pytest.raises(Mismatch, match="differs by inf"):
             oracle.agree("it", Answer(oracle.answer.outputs[:-1], {}))
 
-    def test_where_rounding_grows_the_finer_loop_decides(self):
-        class Steep(rit.Elman):
-            """Magnifies what differs, some 1e4 times."""
+    @pytest.mark.parametrize(("dtype", "coarse"), [(torch.float32, 2.0**13), (torch.bfloat16, 2.0**5)])
+    def test_where_rounding_grows_the_finer_loop_decides(self, dtype, coarse):
+        oracle, off = self.rounded(coarse, dtype)
+        oracle.agree("it", off(0.0))
+        oracle.agree("it", off(3.0))
+        with pytest.raises(Mismatch, match="is wrong"):
+            oracle.agree("it", off(6.0))
 
+    @pytest.mark.parametrize(
+        ("dtype", "coarse"), [(torch.float32, 2.0**15), (torch.float32, 2.0**24), (torch.bfloat16, 2.0**6)]
+    )
+    def test_a_loop_that_rounding_moves_far_proves_nothing(self, dtype, coarse):
+        oracle, off = self.rounded(coarse, dtype)
+        oracle.agree("it", off(0.0))
+        with pytest.raises(Mismatch, match=r"cannot be checked: rounding alone moves the Python loop by"):
+            oracle.agree("it", off(2.0))
+
+    def rounded(self, coarse, dtype):
+        """The oracle of a cell that rounds, and answers so many times as far from the exact one as the loop's."""
+
+        class Coarse(rit.Elman):
             def forward(self, x, s):
-                return self.State(torch.sin(gain * (0.3 * x + s.h)))
+                return self.State(x + coarse - coarse)
 
-        for gain in (1.9, 40.0):
-            oracle = Oracle(make_case(Steep, (24, 4, 4)))
-            right = oracle.finer.answer.outputs
-            if gain < 2:
-                assert oracle.agree("it", Answer(right.float(), {})) < 0.1
-                with pytest.raises(Mismatch, match="is wrong"):
-                    oracle.agree("it", Answer(right.float() + 0.2, {}))
-            else:
-                with pytest.raises(Mismatch, match=r"cannot be checked: rounding alone moves the Python loop by"):
-                    oracle.agree("it", Answer(right.float() + 0.2, {}))
+        oracle = Oracle(make_case(Coarse, (24, 4, 4), dtype=dtype))
+        exact, found = oracle.finer.answer.outputs, oracle.answer.outputs
+        return oracle, lambda times: Answer(exact + times * (found - exact), {})
 
 
 class TestClock:

@@ -15,7 +15,7 @@ TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 3e-2}
 FINER = {torch.bfloat16: torch.float32, torch.float32: torch.float64}
 SUMMED = {torch.bfloat16: 5.0}  # rivals sum a parameter's gradient over the steps in the precision of the case
 TIMES_THE_LOOP = 4.0
-BLIND = 0.1  # a loop that far from its own value in a finer precision proves nothing
+BLIND = 10.0  # times the tolerance: a loop by which more than that would be allowed proves nothing
 
 
 class Mismatch(RitornelloError, ArithmeticError):
@@ -54,24 +54,25 @@ class Oracle:
         Args:
             who: of whom to speak.
             found: its answer; gradients that it lacks are not compared.
-            rival: whether it is somebody else's, of whom in half precision less is asked.
+            rival: whether it is somebody else's, of whose parameters' gradients less is asked in half precision.
 
         Raises:
-            Mismatch: a difference beyond what is allowed, NaN, or another shape.
+            Mismatch: a difference beyond what is allowed, NaN, or another shape; or a loop too inexact to tell.
         """
         distances = _distances(found, self.answer)
-        tolerance = TOLERANCES[self.dtype] * (SUMMED.get(self.dtype, 1.0) if rival else 1.0)
-        allowed = dict.fromkeys(distances, tolerance)
+        tolerance = TOLERANCES[self.dtype]
+        summed = tolerance * SUMMED.get(self.dtype, 1.0) if rival else tolerance
+        allowed = {name: tolerance if name in ("outputs", "gradient of x") else summed for name in distances}
         if _beyond(distances, allowed) and self.dtype in FINER:
             distances = _distances(found, self.finer.answer)
-        if _beyond(distances, allowed) and self.dtype in FINER:
+        if (beyond := _beyond(distances, allowed)) and self.dtype in FINER:
             own = _distances(self.answer, self.finer.answer)
-            if (blind := max(own.values())) > BLIND:
-                raise Mismatch(
-                    f"{who} cannot be checked: rounding alone moves the Python loop by {blind:.2e}; "
-                    f"give the cell other initial weights, or say --dtype float64."
-                )
             allowed = {name: max(allowed[name], TIMES_THE_LOOP * own[name]) for name in distances}
+            if max(allowed[name] for name in beyond) > BLIND * tolerance:
+                raise Mismatch(
+                    f"{who} cannot be checked: rounding alone moves the Python loop by "
+                    f"{max(own[name] for name in beyond):.2e}; give the cell other initial weights, or say --dtype float64."
+                )
         if wrong := _beyond(distances, allowed):
             name = wrong[0]
             raise Mismatch(
