@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import ritornello as rit
-from ritornello.bench import ceiling, cells, contenders, roster, scan, sections, settings, steps, stream
-from ritornello.bench.check import TOLERANCES, Mismatch, Oracle
+from ritornello.bench import ceiling, cells, contenders, machine, roster, scan, sections, settings, steps, stream
+from ritornello.bench.check import Mismatch, Oracle
 from ritornello.bench.clock import Times, interleave
 from ritornello.bench.contenders import CELL, LOOP, NN, OURS, SCAN, Answer, make_case
 from ritornello.bench.goals import judge
@@ -59,6 +59,9 @@ STRANGERS = """
 
     number = 3
 """
+
+
+HALVES = pytest.mark.skipif(not machine.has_bfloat16(), reason="no instructions for bfloat16")
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +121,7 @@ class TestCommand:
             for each in row["times"].values():
                 assert set(each) == {"best_ms", "median_ms", "calls", "gflops"}
                 assert each["calls"] >= 3
-        halves = ["lstm", "peephole"] if header["instruction_set"] == "avx512bf16" else []
+        halves = ["lstm", "peephole"] if machine.has_bfloat16() else []
         assert [each["cell"] for each in found["bfloat16"]] == halves
         assert all(each["ratio"] == each["float32_ms"] / each["bfloat16_ms"] for each in found["bfloat16"])
         walks = [("lstm", 128, {OURS, NN, CELL}), ("peephole", 128, {OURS, CELL})]
@@ -131,24 +134,38 @@ class TestCommand:
         assert all(set(goal) == {"name", "holds", "found"} for goal in found["goals"])
 
     @pytest.mark.parametrize(
-        ("words", "sections", "first"),
+        ("words", "sections", "more"),
         [
-            (("--shape", "2,1,3", "--shape", "4,2,3"), {"dense": 2}, False),
-            (("--ragged",), {"ragged": 1}, False),
-            (("--no-ragged", "--no-first-call"), {"dense": 1}, False),
-            (("--shape", "2,1,3", "--ragged"), {"dense": 1, "ragged": 1}, False),
-            (("--first-call",), {}, True),
-            (("--streaming",), {}, False),
-            (("--bfloat16",), {}, False),
+            (("--shape", "2,1,3", "--shape", "4,2,3"), {"dense": 2}, set()),
+            (("--ragged",), {"ragged": 1}, set()),
+            (("--no-ragged", "--no-first-call", "--no-bfloat16"), {"dense": 1}, {"streaming"}),
+            (("--shape", "2,1,3", "--ragged"), {"dense": 1, "ragged": 1}, set()),
+            (("--first-call",), {}, {"first_call"}),
+            (("--streaming",), {}, {"streaming"}),
+            pytest.param(("--bfloat16",), {}, {"bfloat16"}, marks=HALVES),
         ],
     )
-    def test_sections(self, words, sections, first, shell):
+    def test_sections(self, words, sections, more, shell):
         assert shell(*words, "--cell", "elman", "--forward", *QUICK, "--json", "o.json")[0] == 0
         found = json.loads(Path("o.json").read_text())
         names = [row["section"] for row in found["rows"]]
         assert {name: names.count(name) for name in names} == sections
         assert all(row["what"] == FORWARD for row in found["rows"])
-        assert bool(found["first_call"]) == first
+        assert {name for name in ("bfloat16", "streaming", "first_call") if found[name]} == more
+
+    def test_without_instructions_for_bfloat16(self, shell, monkeypatch):
+        monkeypatch.setattr(machine, "instruction_set", lambda: "avx2")
+        status, _, error = shell("--bfloat16", "--cell", "lstm", *QUICK)
+        assert (status, error) == (
+            2,
+            "rit: There are no instructions for bfloat16 here (avx2): leave --bfloat16 out.\n",
+        )
+        fractions = []
+        monkeypatch.setattr(Report, "doing", lambda self, what, fraction: fractions.append(fraction))
+        assert shell("--cell", "lstm", *QUICK, "--json", "o.json")[0] == 0
+        assert not json.loads(Path("o.json").read_text())["bfloat16"]
+        parts = len(fractions) - 1  # the first is the ceiling
+        assert fractions[1:] == [part / parts for part in range(parts)]
 
     def test_a_wrong_stream_is_not_timed(self, shell, monkeypatch):
         def wrong(case):
@@ -305,6 +322,12 @@ class TestContenders:
         oracle.agree("lax.scan", contender.answer(contender.both()))
         oracle.agree("lax.scan", Answer(contender.outputs(contender.forward()), {}))
         assert all(seconds > 0 for seconds in contender.compile_s)
+
+    @pytest.mark.parametrize("name", ROSTER)
+    def test_no_cell_is_too_sensitive_to_be_checked_in_half_precision(self, name):
+        oracle = Oracle(make_case(ROSTER[name], (50, 50, 128), dtype=torch.bfloat16), backward=False)
+        exact, found = oracle.finer.answer.outputs, oracle.answer.outputs
+        oracle.agree("it", Answer(exact + 3 * (exact - found), {}))
 
     def test_torch_has_three_of_them(self):
         modules = {name: contenders.module_of(make(3, 3)) for name, make in ROSTER.items()}
@@ -463,6 +486,12 @@ class TestGoals:
         found = [{"cell": "gru", "shape": (2, 3, 256), "ratio": each} for each in (9.0, ratio)]
         (judged,) = [goal for goal in judge([], found, [], [], 1.0) if "bfloat16" in goal.name]
         assert (judged.holds, judged.found[:4]) == (holds, f"{ratio:.2f}")
+
+    @pytest.mark.parametrize("ratio", [1.0, 9.0])
+    def test_bfloat16_of_few_units_is_not_judged(self, ratio):
+        found = [{"cell": "gru", "shape": (50, 50, 128), "ratio": ratio}]
+        (judged,) = [goal for goal in judge([], found, [], [], 1.0) if "bfloat16" in goal.name]
+        assert (judged.holds, judged.found) == (None, "not measured")
 
     @pytest.mark.parametrize(("us", "holds"), [(39.0, False), (40.0, True)])
     def test_streaming(self, us, holds):

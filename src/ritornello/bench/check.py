@@ -69,9 +69,10 @@ class Oracle:
             own = _distances(self.answer, self.finer.answer)
             allowed = {name: max(allowed[name], TIMES_THE_LOOP * own[name]) for name in distances}
             if max(allowed[name] for name in beyond) > BLIND * tolerance:
+                blind = max(own[name] for name in beyond)
                 raise Mismatch(
-                    f"{who} cannot be checked: rounding alone moves the Python loop by "
-                    f"{max(own[name] for name in beyond):.2e}; give the cell other initial weights, or say --dtype float64."
+                    f"{who} cannot be checked: rounding alone moves the Python loop by {blind:.2e}; "
+                    f"give the cell other initial weights, or say --dtype float64."
                 )
         if wrong := _beyond(distances, allowed):
             name = wrong[0]

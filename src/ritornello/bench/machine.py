@@ -48,6 +48,11 @@ def instruction_set() -> str | None:
     return _core.instruction_set()
 
 
+def has_bfloat16() -> bool:
+    """Whether the compiled machine has instructions for bfloat16."""
+    return instruction_set() == "avx512bf16"
+
+
 def commit() -> str | None:
     """The commit of a checkout, with a + where files differ from it; None for an installed package."""
     folder = Path(__file__).parent

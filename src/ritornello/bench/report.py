@@ -70,7 +70,7 @@ class Report:
             "ms is the least of all calls; ceiling, our rate as a share of the fastest product's beside us; "
             "×, how many times as long as we the one to its left takes; per token, our ragged cost over our dense one",
         }
-        table = Table(box=None, pad_edge=False, show_header=False)
+        table = _table(show_header=False)
         for name, text in lines.items():
             table.add_row(name, text)
         self._print(table)
@@ -82,7 +82,7 @@ class Report:
         ragged = rows[0].section == "ragged"
         length = f"T {time // 10} to {time}" if ragged else f"T {time}"
         title = f"{length}, B {batch}, H {hidden}" + (f", {rows[0].tokens:,} tokens" if ragged else "")
-        table = Table(title=title, box=None, pad_edge=False, title_justify="left", title_style="bold")
+        table = _table(title)
         table.add_column("cell", min_width=14)
         table.add_column("pass", min_width=16)
         others = [NN, PADDED, LOOP, SCAN] if ragged else [NN, LOOP, SCAN]
@@ -108,7 +108,7 @@ class Report:
         self._notes(f"{row.cell}: {row.notes[name]}" for row in rows for name in told if name in row.notes)
 
     def first_call(self, found: list[dict[str, Any]]) -> None:
-        table = Table(title="First call, ms", box=None, pad_edge=False, title_justify="left", title_style="bold")
+        table = _table("First call, ms")
         table.add_column("cell")
         for head in ("first", "second", *PHASES, "rest", "(imports)"):
             table.add_column(head, justify="right", min_width=8)
@@ -119,7 +119,7 @@ class Report:
         self._print(table)
 
     def bfloat16(self, found: list[dict[str, Any]]) -> None:
-        table = Table(title="bfloat16", box=None, pad_edge=False, title_justify="left", title_style="bold")
+        table = _table("bfloat16")
         table.add_column("cell")
         for head in ("T, B, H", "float32 ms", "bfloat16 ms", "×"):
             table.add_column(head, justify="right", min_width=8)
@@ -129,8 +129,7 @@ class Report:
         self._print(table)
 
     def streaming(self, found: list[dict[str, Any]]) -> None:
-        title = f"One row, step by step, H {found[0]['units']}, µs a step"
-        table = Table(title=title, box=None, pad_edge=False, title_justify="left", title_style="bold")
+        table = _table(f"One row, step by step, H {found[0]['units']}, µs a step")
         table.add_column("cell")
         table.add_column(OURS, justify="right", min_width=9)
         for name in (NN, CELL):
@@ -145,7 +144,7 @@ class Report:
         self._notes(f"{each['cell']}: {each['notes'][OURS]}" for each in found if OURS in each["notes"])
 
     def goals(self, goals: list[Goal]) -> None:
-        table = Table(title="Goals", box=None, pad_edge=False, title_justify="left", title_style="bold")
+        table = _table("Goals")
         for head in ("", "goal", "measured, the worst case"):
             table.add_column(head)
         for goal in goals:
@@ -164,3 +163,9 @@ class Report:
     def _print(self, table: Table) -> None:
         self.console.print(table, highlight=False)
         self.console.print()
+
+
+def _table(title: str | None = None, show_header: bool = True) -> Table:
+    return Table(
+        title=title, show_header=show_header, box=None, pad_edge=False, title_justify="left", title_style="bold"
+    )

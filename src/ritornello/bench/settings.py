@@ -32,7 +32,7 @@ class Settings:
         shapes: (steps, sequences, units) of the dense section; the input is as large as the state.
         ragged: (most steps, sequences, units) of the ragged section; lengths are uniform from a tenth of the steps on.
         first_call: whether to time the first call of each cell.
-        bfloat16: shapes at which to time bfloat16 beside float32, where the processor has its instructions.
+        bfloat16: shapes at which to time bfloat16 beside float32; the processor must have instructions for it.
         streaming: units of the cell that is timed step by step; 0 for none.
         backward: whether to time forward + backward too.
         dtype: a name of DTYPES.
@@ -48,7 +48,7 @@ class Settings:
     shapes: tuple[Shape, ...] = DENSE
     ragged: Shape | None = RAGGED
     first_call: bool = True
-    bfloat16: tuple[Shape, ...] = WIDE
+    bfloat16: tuple[Shape, ...] = ()
     streaming: int = STREAM
     backward: bool = True
     dtype: str = "float32"

@@ -6,10 +6,9 @@ from typing import Any, Protocol
 
 import torch
 
-from ritornello.bench import scan, sections
+from ritornello.bench import machine, scan, sections
 from ritornello.bench.ceiling import find_ceiling, region_cost
 from ritornello.bench.goals import Goal, judge
-from ritornello.bench.machine import about
 from ritornello.bench.roster import entries
 from ritornello.bench.sections import Row
 from ritornello.bench.settings import DTYPES, Settings
@@ -64,6 +63,9 @@ def run(settings: Settings, watch: Watch) -> dict[str, Any]:
     for shape in (*settings.shapes, *settings.bfloat16, *filter(None, [settings.ragged])):
         if min(shape) < 1:
             raise ArgumentError(f"The shape {shape} must be positive: steps, sequences, units.")
+    if settings.bfloat16 and not machine.has_bfloat16():
+        here = machine.instruction_set() or "no extension"
+        raise ArgumentError(f"There are no instructions for bfloat16 here ({here}): leave --bfloat16 out.")
     check_name(settings.executor)
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
@@ -88,7 +90,7 @@ def _run(settings: Settings, watch: Watch) -> dict[str, Any]:
     watch.doing("the fastest matrix product", 0.0)
     ceiling = find_ceiling(DTYPES[settings.dtype], 2 * settings.seconds)
     header = {
-        **about(),
+        **machine.about(),
         "jax": scan.version() if settings.scan else None,
         "dtype": settings.dtype,
         "seed": settings.seed,
@@ -109,11 +111,7 @@ def _run(settings: Settings, watch: Watch) -> dict[str, Any]:
         for part in sections.ragged(settings, cells, ceiling, doing):
             watch.rows(part)
             rows += part
-    halves = (
-        list(sections.bfloat16(settings, cells, doing))
-        if settings.bfloat16 and header["instruction_set"] == "avx512bf16"
-        else []
-    )
+    halves = list(sections.bfloat16(settings, cells, doing))
     if halves:
         watch.bfloat16(halves)
     steps = list(sections.streaming(settings, cells, doing)) if settings.streaming else []

@@ -60,19 +60,21 @@ def bench(
     import torch
 
     from ritornello.bench import Mismatch, Settings, run
+    from ritornello.bench.machine import has_bfloat16
     from ritornello.bench.report import Report
     from ritornello.bench.settings import DENSE, RAGGED, STREAM, WIDE
     from ritornello.errors import ArgumentError
 
     asked = bool(shape or ragged or first_call or bfloat16 or streaming)
-    shapes = tuple(_shape(text) for text in shape) or (() if asked else DENSE)
+    halves = has_bfloat16() and not asked if bfloat16 is None else bfloat16
+    shapes = tuple(_shape(text) for text in shape)
     settings = Settings(
         cells=tuple(cell),
         everyone=everyone,
-        shapes=shapes,
+        shapes=shapes or (() if asked else DENSE),
         ragged=RAGGED if (not asked if ragged is None else ragged) else None,
         first_call=not asked if first_call is None else first_call,
-        bfloat16=tuple(_shape(text) for text in shape) or WIDE if (not asked if bfloat16 is None else bfloat16) else (),
+        bfloat16=shapes or WIDE if halves else (),
         streaming=STREAM if (not asked if streaming is None else streaming) else 0,
         backward=not forward,
         dtype=dtype,
