@@ -213,6 +213,9 @@ WRITTEN: dict[str, Recipe] = {
         2, (2, 2), (("p0", [2, 2, True]),), ("v0 = torch.tanh(self.p0(x) + s.h)",), ("v0", "v0")
     ),
     "x as the state": Recipe(2, (2,), (), (), ("x",)),
+    "x beside its own product": Recipe(
+        4, (4,), (("p0", [4, 4, True]),), ("v0 = torch.tanh(x + s.h) * torch.sigmoid(self.p0(x))",), ("v0",)
+    ),
 }
 
 
@@ -251,6 +254,57 @@ def test_sizes_of_several_panels(size: int, batch: int) -> None:
         for dtype in DTYPES:
             found = rit.Unfold(cell.to(dtype), executor="cpu")(x.to(dtype))
             assert_close(found, rit.Unfold(cell.double(), executor="reference")(x))
+
+
+class Linear(rit.Cell):
+    """h' = W x + U h + b: nothing but products."""
+
+    State = namedtuple("State", "h")
+
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__(inputs, units)
+        self.W, self.U = nn.Linear(inputs, units), nn.Linear(units, units, bias=False)
+
+    def forward(self, x: Tensor, s: Any) -> Any:
+        return self.State(self.W(x) + self.U(s.h))
+
+
+class Rounded(torch.autograd.Function):
+    """A product both sides of which are rounded to bfloat16, in both directions, and summed in float64."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        x, weight = x.float().bfloat16().double(), weight.float().bfloat16().double()
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        gradient = gradient.float().bfloat16().double()
+        return gradient @ weight, gradient.T @ x
+
+
+@pytest.mark.parametrize("size", [1, 5, 33, 64, 150])
+@pytest.mark.parametrize("batch", [1, 3, 14, 70])
+def test_products_in_bfloat16_round_their_sides_and_nothing_else(size: int, batch: int) -> None:
+    """On whole numbers, of which float32 loses nothing when it adds them: so every bit is the oracle's."""
+    cell = Linear(size + 2, size)
+    for parameter in cell.parameters():
+        nn.init.uniform_(parameter, -1.5, 1.5).data.round_()
+    x = torch.randint(-600, 601, (2, batch, size + 2)).float().requires_grad_()
+    weights = torch.randint(-20, 21, (2, batch, size)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, _ = rit.Unfold(cell, executor="cpu")(x)
+    inputs = [x, cell.W.weight, cell.U.weight, cell.W.bias]
+    found = [outputs, *torch.autograd.grad(outputs, inputs, weights)]
+    state, states = torch.zeros(batch, size, dtype=F64), []
+    for step in x.double():
+        state = Rounded.apply(step, cell.W.weight) + Rounded.apply(state, cell.U.weight) + cell.W.bias
+        states.append(state)
+    expected = torch.stack(states)
+    for one, other in zip(found, [expected, *torch.autograd.grad(expected, inputs, weights.double())], strict=True):
+        assert torch.equal(one.double(), other.double())
 
 
 @pytest.mark.parametrize("kind", ["dense", "ragged", "resets", "both"])

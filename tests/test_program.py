@@ -54,6 +54,8 @@ from ritornello.program.lower import (
     DX,
     FRAME,
     LOOP,
+    MOST_FIELDS,
+    MOST_TERMS,
     SCRATCH,
     TEMP,
     Instruction,
@@ -1147,6 +1149,12 @@ def test_the_two_tables_of_ops_agree() -> None:
                 continue
             counts.append(count)
         assert (2 in counts) == (name in binary), name
+
+
+def test_the_two_tables_of_limits_agree() -> None:
+    from ritornello import _core
+
+    assert (MOST_FIELDS, MOST_TERMS) == (_core.MOST_FIELDS, _core.MOST_TERMS)
 
 
 def test_the_numpy_machine_knows_every_instruction() -> None:

@@ -219,7 +219,7 @@ Code read_code(const std::vector<int64_t>& ints, const std::vector<double>& cons
   Reader in(ints);
   Code code{};
   code.fields = in.next(1, most_fields);
-  code.slots = in.next(1, 16);
+  code.slots = in.next(1, most_slots);
   if (code.spaces() > most_spaces) throw std::invalid_argument("too many fields and predecessors");
   for (int field = 0; field < code.fields; ++field) code.sizes.push_back(in.next(1, any));
   code.input = in.next(1, any);
@@ -275,6 +275,7 @@ Code read_code(const std::vector<int64_t>& ints, const std::vector<double>& cons
   }
   for (const Step& step : code.routines[AFTER]) {
     auto is_state = [&](int space) { return space >= FIRST_FIELD; };
+    code.after_reads_states |= step.product && is_state(step.start.space);
     for (int i = 0; i < step.left_count; ++i) code.after_reads_states |= is_state(code.lefts[step.lefts + i].space);
     for (int i = 0; i < step.count; ++i) {
       const Instruction& each = code.instructions[step.first + i];

@@ -9,6 +9,7 @@ namespace rit {
 
 constexpr int most_fields = 16;  // as in src/ritornello/program/lower.py, and those that follow
 constexpr int most_spaces = 128;
+constexpr int most_slots = 16;
 constexpr int most_lefts = 64;  // pieces of a product's left side
 enum Space { CONST, TEMP, SCRATCH, FRAME, X, DX, FIRST_FIELD };
 enum Routine { BEFORE, LOOP, BACK, AFTER, ROUTINES };

@@ -48,6 +48,13 @@ template <class P> static void pack_weights(const Call& call, typename P::Unit* 
   }
 }
 
+// Whether a product of a routine is worth a team.
+template <class P> static bool worth_sharing(const Code& code, Routine routine, int64_t rows) {
+  for (size_t i = 0; i < code.packs.size(); ++i)
+    if (code.used[routine][i] && Team<P>::is_worth(rows, code.packs[i].size, code.packs[i].depth)) return true;
+  return false;
+}
+
 static inline int deepest(const Code& code) {
   int depth = 1;
   for (const Pack& pack : code.packs) depth = pack.depth > depth ? pack.depth : depth;
@@ -221,7 +228,7 @@ template <class P> class Engine {
 
   // The lanes, one after the other; where there is one only, the other threads help with its products.
   void share(int thread, int threads) {
-    const bool together = lanes_ == 1 && threads > 1 && most_rows_ <= chunk_rows && worth_sharing();
+    const bool together = lanes_ == 1 && threads > 1 && most_rows_ <= chunk_rows && worth_sharing<P>(code_, backward_ ? BACK : LOOP, most_rows_);
     if (together && thread > 0) {
       if (thread < Team<P>::most) team_.help(thread, bulk_work_[thread]);
       return;
@@ -234,13 +241,6 @@ template <class P> class Engine {
       else forward(lane_[lane], b);
     }
     if (together) team_.finish();
-  }
-
-  bool worth_sharing() const {
-    const std::vector<char>& used = code_.used[backward_ ? BACK : LOOP];
-    for (size_t i = 0; i < code_.packs.size(); ++i)
-      if (used[i] && most_rows_ * code_.packs[i].size * code_.packs[i].depth >= Team<P>::worth) return true;
-    return false;
   }
 
   bool after_in_bulk() const { return !code_.routines[AFTER].empty() && in_bulk_ && !code_.after_reads_states; }
@@ -686,7 +686,7 @@ template <class P> struct Steps {
     bind(FRAME, take(frame_stride(code) * rows), frame_stride(code));
     block.stride[X] = code.input;
     for (int field = 0; field < code.fields; ++field) block.stride[code.prev(field, 0)] = block.stride[code.out(field)] = code.sizes[field];
-    if (call.threads > 1 && worth_sharing()) {
+    if (call.threads > 1 && (worth_sharing<P>(code, BEFORE, rows) || worth_sharing<P>(code, LOOP, rows))) {
       helpers_workspace = units(P::multiply_workspace(rows, deepest(code)));
       team.lead(2);
       block.team = &team;
@@ -699,12 +699,6 @@ template <class P> struct Steps {
   ~Steps() { delete helper; }
 
   bool help() { return team.help_once(1, helpers_workspace); }
-
-  bool worth_sharing() const {
-    for (const Pack& pack : code.packs)
-      if (static_cast<int64_t>(block.rows) * pack.size * pack.depth >= Team<P>::worth) return true;
-    return false;
-  }
 
   T* take(int64_t elements) { return static_cast<T*>(space.take(static_cast<size_t>(greater(elements, 1)) * sizeof(T))); }
 

@@ -3,6 +3,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "code.h"
+
 namespace rit {
 namespace {
 
@@ -30,7 +32,7 @@ LevelStore::LevelStore(int64_t entries, std::vector<int64_t> starts, std::vector
 
 void LevelStore::check() const {
   const Levels& l = levels_;
-  expect(l.entries >= 0 && l.entries <= most_rows && slots_ >= 1 && slots_ <= 16, "entries and slots are counts");
+  expect(l.entries >= 0 && l.entries <= most_rows && slots_ >= 1 && slots_ <= most_slots, "entries and slots are counts");
   for (int64_t level = 0; level < l.count; ++level) {
     expect(starts_[level] <= starts_[level + 1] && starts_[level + 1] <= most_rows, "rows go upwards");
     const int64_t rows = starts_[level + 1] - starts_[level];

@@ -212,7 +212,7 @@ template <class P> static void run_product(const Code& code, const Step& step, c
     segments[i] = {block.base[lefts[i].space] + lefts[i].offset, block.stride[lefts[i].space], lefts[i].size};
   const auto workspace = static_cast<typename P::Unit*>(block.workspace);
   const int depth = code.packs[step.pack].depth;
-  if (block.team && static_cast<int64_t>(block.rows) * step.size * depth >= Team<P>::worth)
+  if (block.team && Team<P>::is_worth(block.rows, step.size, depth))
     static_cast<Team<P>*>(block.team)->multiply({segments, step.left_count, block.rows, panels, step.size, depth, start, start_stride, out, out_stride}, workspace);
   else P::multiply(segments, step.left_count, block.rows, panels, step.size, start, start_stride, out, out_stride, workspace);
 }

@@ -23,7 +23,11 @@ void pause_briefly() {
 #endif
 }
 
-void give_way() { sched_yield(); }
+void wait_a_turn(int turn) {
+  constexpr int patience = 20000;
+  if (turn < patience) pause_briefly();
+  else sched_yield();
+}
 
 namespace {
 
@@ -158,10 +162,7 @@ void Barrier::wait(int threads) {
     round_.store(round + 1, std::memory_order_release);
     return;
   }
-  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-    if (spins < patience) pause_briefly();
-    else give_way();
-  }
+  for (int turn = 0; round_.load(std::memory_order_acquire) == round; ++turn) wait_a_turn(turn);
 }
 
 struct Helper::State {
@@ -201,13 +202,10 @@ Helper::Helper(bool (*help)(void*), void* context) : state_(new State(help, cont
 }
 
 Helper::~Helper() {
-  if (state_->process != getpid()) {  // after a fork: the thread stayed with the parent
-    state_->thread.detach();
-  } else {
-    state_->leaving.store(true, std::memory_order_release);
-    sem_post(&state_->wake);
-    state_->thread.join();
-  }
+  if (state_->process != getpid()) return;  // after a fork the thread is the parent's: here it can be neither joined nor detached
+  state_->leaving.store(true, std::memory_order_release);
+  sem_post(&state_->wake);
+  state_->thread.join();
   delete state_;
 }
 

@@ -9,12 +9,11 @@ namespace rit {
 // The task is told how many there really are; it must not throw.
 void on_threads(int threads, void (*task)(void* context, int thread, int threads), void* context);
 
-constexpr int patience = 20000;  // turns of waiting before a thread lets others have its processor
 void pause_briefly();
-void give_way();
+void wait_a_turn(int turn);  // of turns from 0; after many, the processor is left to others
 
 // A thread of its own that shares the work of calls that follow one another within microseconds. Between them it looks for
-// more; after a moment without it sleeps, and is woken only when calls come that fast again. Nobody ever waits for it.
+// more; after a moment without it sleeps, and is woken only when calls come that fast again. Nobody waits for it to wake up.
 class Helper {
  public:
   // help(context) does what there is to do, and says whether there was anything.

@@ -16,7 +16,9 @@ template <class P> class Team {
 
  public:
   static constexpr int most = 8;
-  static constexpr int64_t worth = 32768;  // multiplications; below, waiting costs more than half of them
+
+  // Whether a product is to be shared: with fewer multiplications waiting costs more than half of them.
+  static bool is_worth(int64_t rows, int64_t size, int64_t depth) { return rows * size * depth >= 32768; }
 
   struct Job {
     const Segment<T>* segments;
@@ -39,7 +41,7 @@ template <class P> class Team {
     taken_.store(epoch_ << most, std::memory_order_release);
     for (int part = 0; part < parts_; ++part)
       if (take(part)) run(part, workspace);
-    for (int spins = 0; done_.load(std::memory_order_acquire) < parts_; ++spins) spins < patience ? pause_briefly() : give_way();
+    for (int turn = 0; done_.load(std::memory_order_acquire) < parts_; ++turn) wait_a_turn(turn);
   }
 
   // A helper's: whether there was something to do.
@@ -51,14 +53,9 @@ template <class P> class Team {
 
   // The helpers': returns after finish().
   void help(int part, Unit* workspace) {
-    for (int spins = 0; !finished_.load(std::memory_order_acquire); ++spins) {
-      if (help_once(part, workspace)) {
-        spins = 0;
-      } else if (spins < patience) {
-        pause_briefly();
-      } else {
-        give_way();
-      }
+    for (int turn = 0; !finished_.load(std::memory_order_acquire);) {
+      if (help_once(part, workspace)) turn = 0;
+      else wait_a_turn(turn++);
     }
   }
 

@@ -10,6 +10,10 @@ def instruction_set() -> str:
     The one in use: the best, or the one that the environment variable RITORNELLO_ISA names.
     """
 
+MOST_FIELDS: int = 16
+
+MOST_TERMS: int = 64
+
 def op_names() -> list[str]:
     """The machine's instructions, in the order of their numbers."""
 

@@ -5,10 +5,9 @@
 
 using rit::Call;
 using rit::Code;
+using rit::most_fields;
 
 namespace {
-
-constexpr int most_fields = 16;
 
 template <class T> Exact<T> filled(const Numbers& numbers, int64_t count) {
   Exact<T> made(count);

@@ -66,8 +66,6 @@ def from_rows(rows: Tensor, schedule: Schedule, positions: int) -> Tensor:
 class _Gathered(Function):
     """Rows by number, none of them twice: so its adjoint is a copy, where torch's own, which has to add, is a slow one."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, order: Tensor) -> Tensor:
         return x.index_select(0, order)
@@ -85,15 +83,17 @@ class _Gathered(Function):
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         return _Gathered.apply(tangent, ctx.order)
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, order: Tensor) -> tuple[Tensor, int]:
+        return _Gathered.apply(x.movedim(in_dims[0], 1), order), 1
+
 
 class _Scattered(Function):
     """The adjoint of `_Gathered`."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(rows: Tensor, order: Tensor, positions: int) -> Tensor:
-        return rows.new_zeros(positions, rows.shape[-1]).index_copy_(0, order, rows)
+        return rows.new_zeros(positions, *rows.shape[1:]).index_copy_(0, order, rows)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
@@ -106,3 +106,7 @@ class _Scattered(Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         return _Scattered.apply(tangent, ctx.order, ctx.positions)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None, None], rows: Tensor, *order: Any) -> tuple[Tensor, int]:
+        return _Scattered.apply(rows.movedim(in_dims[0], 1), *order), 1
