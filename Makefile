@@ -1,12 +1,15 @@
 # make demo: a trained language model in minutes · make test: the whole suite · make lint · make bench
 # make build: the extension, into src/ritornello (the others call it) · make wheel: into dist
 # make sanitize: the engine under AddressSanitizer, ThreadSanitizer and between guard pages, some minutes
+# make compilers: the engine by Clang, and for ARM64 (clang, g++-aarch64-linux-gnu and qemu-user on Debian)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CONFIGURE = $(BIN)/cmake -S . -G Ninja -Wno-unused-cli -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" \
+	-DPython_EXECUTABLE="$(abspath $(BIN))/python"
 
-.PHONY: demo test lint format bench build wheel sanitize clean
+.PHONY: demo test lint format bench build wheel sanitize compilers clean
 
 # torch goes first and by its exact version: other spellings can pull gigabytes of GPU libraries.
 $(READY): pyproject.toml constraints.txt
@@ -20,8 +23,7 @@ $(READY): pyproject.toml constraints.txt
 
 # The work of `pip install`, but again only for what changed. Without a compiler it says so and succeeds.
 build: $(READY)
-	@$(BIN)/cmake -S . -B build -G Ninja -Wno-unused-cli -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" \
-		-DPython_EXECUTABLE="$(abspath $(BIN))/python" -DRITORNELLO_INPLACE=ON >/dev/null
+	@$(CONFIGURE) -B build -DRITORNELLO_INPLACE=ON >/dev/null
 	@$(BIN)/cmake --build build -- --quiet
 	@$(BIN)/cmake --install build >/dev/null
 
@@ -35,12 +37,24 @@ sanitize: build
 	$(BIN)/python tests/native/record.py build/recorded
 	@for watch in pages address thread; do \
 		echo "The engine, watched by: $$watch"; \
-		$(BIN)/cmake -S . -B build/sanitize-$$watch -G Ninja -Wno-unused-cli -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" \
-			-DPython_EXECUTABLE="$(abspath $(BIN))/python" -DRITORNELLO_WATCH=$$watch >/dev/null && \
+		$(CONFIGURE) -B build/sanitize-$$watch -DRITORNELLO_WATCH=$$watch >/dev/null && \
 		$(BIN)/cmake --build build/sanitize-$$watch --target driver -- --quiet && \
 		build/sanitize-$$watch/driver replay build/recorded/*.txt && \
 		{ test $$watch = thread || build/sanitize-$$watch/driver malformed 5000 build/recorded/*.txt; } || exit 1; \
 	done
+
+# The same programs by other compilers: by Clang, its warnings errors; for ARM64, run by an emulator.
+compilers: build
+	$(BIN)/python tests/native/record.py build/recorded
+	@echo "Clang:"
+	@$(CONFIGURE) -B build/clang -DRITORNELLO_WATCH=pages -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_CXX_FLAGS=-Werror >/dev/null
+	@$(BIN)/cmake --build build/clang -- --quiet
+	@build/clang/driver replay build/recorded/*.txt
+	@echo "GCC for ARM64:"
+	@$(CONFIGURE) -B build/arm64 -DRITORNELLO_WATCH=pages -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static >/dev/null
+	@$(BIN)/cmake --build build/arm64 --target driver -- --quiet
+	@RITORNELLO_EMULATED=1 qemu-aarch64 build/arm64/driver replay build/recorded/*.txt
 
 demo: build
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh

@@ -5,26 +5,26 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <thread>
 
 #include "malformed.h"
 #include "replay.h"
 
 #if defined(__SANITIZE_ADDRESS__)
-#define RIT_WATCHED "address"
+#define RIT_WATCHED ADDRESS
 extern "C" const char* __asan_default_options() { return "detect_stack_use_after_return=1:allocator_may_return_null=1:handle_abort=1"; }
 extern "C" const char* __ubsan_default_options() { return "print_stacktrace=1"; }
 #elif defined(__SANITIZE_THREAD__)
-#define RIT_WATCHED "threads"
+#define RIT_WATCHED THREADS
 extern "C" const char* __tsan_default_options() { return "halt_on_error=1:exitcode=66"; }
 #else
-#define RIT_WATCHED "pages"
+#define RIT_WATCHED PAGES
 #endif
 
 namespace {
 
-constexpr bool threads_watched = !std::strcmp(RIT_WATCHED, "threads");
+enum Watched { ADDRESS, THREADS, PAGES };
+constexpr bool threads_watched = RIT_WATCHED == THREADS;
 int failures = 0;
 
 std::string title(const Recorded& recorded, const Case& each, const Way& way) {
@@ -167,7 +167,7 @@ int replay_files(const std::vector<std::string>& paths) {
   }
   many_threads(small.back());
   callers(small);
-  if (!threads_watched) fork_and_run(small.back());
+  if (!threads_watched && !std::getenv("RITORNELLO_EMULATED")) fork_and_run(small.back());  // emulators start no threads in a forked child
   std::printf("  %zu programs, %lld schedules, %lld runs on %zu instruction sets: %d failures\n", paths.size(), static_cast<long long>(cases),
               static_cast<long long>(runs), rit::backends().size(), failures);
   return failures;
@@ -181,7 +181,7 @@ int run_malformed(int count, const std::vector<std::string>& paths) {
   }
   const int accepted = refusals();
   std::printf("  %d mistakes accepted\n", accepted);
-  return accepted + mutations(programs, count, std::strcmp(RIT_WATCHED, "address") ? 1000000 : 0);
+  return accepted + mutations(programs, count, RIT_WATCHED == ADDRESS ? 0 : 1000000);
 }
 
 }  // namespace

@@ -87,11 +87,13 @@ class Run:
         """x, entry, blank, parameter values: laid out for the machine."""
         fields = len(self.sizes)
         states = [self._within(tensor) for tensor in tensors[: 1 + 2 * fields]]
-        values = [tensor.detach().to(self._inside) for tensor in tensors[1 + 2 * fields :]]
+        values = [v if v.dtype == self._inside else v.to(self._inside) for v in tensors[1 + 2 * fields :]]
         return states[0], states[1 : 1 + fields], states[1 + fields :], values
 
     def _within(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().to(self._inside).contiguous()
+        if tensor.dtype == self._inside and tensor.is_contiguous():
+            return tensor  # as it mostly is: a call of torch that changes nothing takes a microsecond
+        return tensor.to(self._inside).contiguous()
 
     def forward(self, tensors: Sequence[Tensor], out: Sequence[Tensor] = (), frame: int = 0) -> list[Tensor]:
         """The asked-for fields of all rows, then the final states, in the order of entries.
@@ -132,7 +134,10 @@ class Run:
             addresses(values),
             strides(values),
         )
-        return [field.to(tensors[0].dtype) for field in (*self.out[: self.rows], *last)]  # type: ignore[union-attr]
+        found = [*self.out[: self.rows], *last]
+        if x.dtype == tensors[0].dtype:
+            return found  # type: ignore[return-value]
+        return [field.to(tensors[0].dtype) for field in found]  # type: ignore[union-attr]
 
     def backward(
         self,
@@ -185,7 +190,10 @@ class Run:
         )
         self.memory, self.frame = None, 0
         found = (d_x, *d_entry, *d_blank, *d_values)
-        return [None if d is None else d.to(tensor.dtype) for d, tensor in zip(found, tensors, strict=True)]
+        return [
+            d if d is None or d.dtype == tensor.dtype else d.to(tensor.dtype)
+            for d, tensor in zip(found, tensors, strict=True)
+        ]
 
     def again(
         self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], needs: Sequence[bool]
