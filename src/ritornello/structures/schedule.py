@@ -64,7 +64,7 @@ def from_rows(rows: Tensor, schedule: Schedule, positions: int) -> Tensor:
 
 
 class _Gathered(Function):
-    """Rows by number, none of them twice: so its adjoint is a copy, where torch's own, which has to add, is a slow one."""
+    """Rows by number, none of them twice: so its adjoint is a copy, where torch has to add."""
 
     @staticmethod
     def forward(x: Tensor, order: Tensor) -> Tensor:
