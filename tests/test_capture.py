@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, library, nn
 import ritornello as rit
 from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError
+from ritornello.program import lookup
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -104,7 +106,10 @@ def test_the_op_by_torchs_own_checks() -> None:
     from ritornello.engine.op import capture, captured_values
 
     captured = capture(unfold._number, True)
-    values = [value.detach().requires_grad_() for value in captured_values(captured, plan_cell, torch.float32)]
+    values = [
+        value.detach().requires_grad_()
+        for value in captured_values(captured, partial(lookup, plan_cell), torch.float32)
+    ]
     x, state = torch.randn(5, 2, 3, requires_grad=True), torch.randn(2, 4, requires_grad=True)
     seed = torch.zeros((), dtype=torch.long)
     for lengths in (None, torch.tensor([5, 2])):

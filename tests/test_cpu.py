@@ -1027,14 +1027,15 @@ def mapped() -> Any:
     return torch.func.vmap(rit.Unfold(rit.LSTM(3, 4), executor="cpu"))(torch.randn(5, 4, 2, 3))
 
 
+FLOAT8 = rit.LSTM(3, 4).to(torch.float8_e5m2)
 REASONS: dict[str, tuple[Callable[[], Any], str]] = {
     "cell": (
         lambda: unfold(Untraceable(3, 4)),
         r"Untraceable cannot be compiled: torch's cumprod \(test_cpu.py, line \d+: .*cumprod.*\); use executor='auto'",
     ),
     "dtype": (
-        lambda: unfold(rit.LSTM(3, 4).half(), torch.float16),
-        "x has dtype torch.float16; this executor knows float32, float64",
+        lambda: rit.Unfold(FLOAT8, executor="cpu")(torch.zeros(2, 1, 3, dtype=torch.float8_e5m2)),
+        "x has dtype torch.float8_e5m2; this executor knows float32, float64, bfloat16, float16",
     ),
     "func": (mapped, "it is under a torch.func transformation"),
 }

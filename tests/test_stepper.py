@@ -88,6 +88,8 @@ def test_what_does_not_fit_is_named() -> None:
         unfold.stepper(0)
     with pytest.raises(ArgumentError, match=r"^No stepper in bfloat16"):
         rit.Unfold(rit.LSTM(5, 7).bfloat16()).stepper()
+    with pytest.raises(ArgumentError, match=r"^No stepper in float16"):
+        rit.Unfold(rit.LSTM(5, 7).half()).stepper()
 
 
 def test_a_cell_without_a_program_has_no_stepper() -> None:

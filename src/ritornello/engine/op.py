@@ -6,7 +6,7 @@ when it runs: the graph does not grow with the number of steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -20,7 +20,7 @@ from ritornello.executors import EXECUTORS
 from ritornello.executors.cpu import CpuExecutor
 from ritornello.executors.plan import Plan, evaluate
 from ritornello.executors.run import Run, inside
-from ritornello.program import Node, Program, Value, Wants, lookup
+from ritornello.program import Node, Program, Value, Wants
 from ritornello.structures import Schedule, chain, from_rows, to_rows
 
 _CELLS: WeakValueDictionary[int, Any] = WeakValueDictionary()
@@ -66,9 +66,14 @@ def capture(number: int, training: bool) -> Captured:
     like = next(cell.parameters(), torch.zeros(()))
     executor = EXECUTORS["cpu"]
     assert isinstance(executor, CpuExecutor)
+    return capture_plan(lambda: executor.plan_or_reason(cell, cell.input_size, tuple(cell.state_sizes), like))
+
+
+def capture_plan(make: Callable[[], Plan | str]) -> Captured:
+    """The same of the plan that a function makes."""
     call = torch.fx._symbolic_trace._orig_module_call  # torch.export has put its own in place of it
     with _disable_current_modes(), patch.object(torch.nn.Module, "__call__", call):
-        plan = executor.plan_or_reason(cell, cell.input_size, tuple(cell.state_sizes), like)
+        plan = make()
     if not isinstance(plan, Plan):
         return Captured("", 0, False, None, (), ())
     code = plan.compiled(_wants(plan, True)).code
@@ -83,11 +88,11 @@ def capture(number: int, training: bool) -> Captured:
 capture._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def captured_values(captured: Captured, cell: Any, dtype: torch.dtype) -> list[Tensor]:
+def captured_values(captured: Captured, find: Callable[[str], Tensor], dtype: torch.dtype) -> list[Tensor]:
     """The parameter-rate values that the op reads."""
     if captured.paths is not None:
-        return [lookup(cell, path) for path in captured.paths]
-    return evaluate(captured.nodes, captured.values, cell, dtype)
+        return [find(path) for path in captured.paths]
+    return evaluate(captured.nodes, captured.values, find, dtype)
 
 
 def new_seed(captured: Captured) -> Tensor:

@@ -16,8 +16,9 @@ from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError, nearest
 from ritornello.executors import EXECUTORS, Request, Result, check_name, choose
 from ritornello.executors.cpu import CpuExecutor, unfit
-from ritornello.executors.run import machine_type
+from ritornello.executors.run import TYPES, inside, machine_type
 from ritornello.executors.stepper import Stepper
+from ritornello.program import lookup
 from ritornello.structures import Schedule, forest, from_rows, to_rows
 
 ADJOINTS = ("full", "checkpointed")
@@ -167,8 +168,10 @@ class Unfold(nn.Module):
         plan = executor.plan_or_reason(self.cell, self.input_size, tuple(self.cell.state_sizes), like)
         if isinstance(plan, str):
             raise ArgumentError(f"No stepper: {plan}.")
-        if like.dtype == torch.bfloat16:
-            raise ArgumentError("No stepper in bfloat16: its states are kept in float32; convert the model first.")
+        if like.dtype != inside(TYPES[like.dtype]):
+            raise ArgumentError(
+                f"No stepper in {str(like.dtype)[6:]}: its states are kept in float32; convert the model first."
+            )
         return Stepper(plan, self.cell, self.cell.State, blank, like, rows)
 
     def _captured(self, x: Tensor) -> Captured | None:
@@ -191,7 +194,7 @@ class Unfold(nn.Module):
         """The unfolding as one op. Lengths and resets are checked when the graph runs."""
         blank = self._blank(x)
         entry = door.settle_state(self.cell, state, blank, x, layout.batch, layout.batched)
-        values = captured_values(captured, self.cell, x.dtype)
+        values = captured_values(captured, lambda path: lookup(self.cell, path), x.dtype)
         lengths = None if lengths is None else torch.as_tensor(lengths, device="cpu")
         if resets is not None:
             resets = resets.unsqueeze(1) if not layout.batched else resets.T if layout.batch_first else resets

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ritornello.cells.adapt import name_of
 from ritornello.executors.fingerprint import fingerprint
 from ritornello.executors.plan import Plan, make_plan
+from ritornello.executors.program_cell import BoundCell
 from ritornello.executors.request import Request, Result
 from ritornello.executors.run import TYPES, Run, Unfolding, machine_type
 from ritornello.program import Untraceable, Wants
@@ -36,7 +37,7 @@ def unreadable(like: Tensor) -> str | None:
     if like.device.type != "cpu":
         return f"x is on {like.device}; this executor runs on the CPU"
     if like.dtype not in TYPES:
-        return f"x has dtype {like.dtype}; this executor knows {', '.join(TYPES.values())}"
+        return f"x has dtype {like.dtype}; this executor knows {', '.join(str(dtype)[6:] for dtype in TYPES)}"
     return None
 
 
@@ -106,6 +107,8 @@ class CpuExecutor:
             x_size, sizes: features of x and of each field of the state.
             like: a tensor of the dtype and device to run with.
         """
+        if isinstance(cell, BoundCell):
+            return cell.plan
         known = self._plans.setdefault(cell, _Plans())
         features = (x_size, like.dtype, sizes)
         if known.changing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -21,6 +21,7 @@ from ritornello.program import (
     lookup,
     lower,
     parameters,
+    prune,
     simplify,
     trace,
     unroll,
@@ -74,20 +75,23 @@ class Compiled:
         self.wants = wants
         self.code = lower(joint, wants)
         self.core = _core.Code(*encode(self.code, numbers))
-        nodes = self.code.program.nodes
-        paths = [nodes[v].attributes[0] for v in self.code.parameters if nodes[v].op == "parameter"]
-        self._paths = paths if len(paths) == len(self.code.parameters) else None
+        prologue = prune(self.code.program._replace(results=tuple(self.code.parameters)))
+        self._nodes, self._values = prologue.nodes, prologue.results
+        paths = [self._nodes[v].attributes[0] for v in self._values if self._nodes[v].op == "parameter"]
+        self._paths = paths if len(paths) == len(self._values) else None
 
     def parameter_values(self, cell: nn.Module, dtype: torch.dtype) -> list[Tensor]:
         """The parameter-rate values that the code reads, as they are now, differentiable."""
         if self._paths is not None:
             return [lookup(cell, path) for path in self._paths]
-        return evaluate(self.code.program.nodes, self.code.parameters, cell, dtype)
+        return evaluate(self._nodes, self._values, lambda name: lookup(cell, name), dtype)
 
 
-def evaluate(nodes: Sequence[Node], values: Sequence[Value], cell: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+def evaluate(
+    nodes: Sequence[Node], values: Sequence[Value], find: Callable[[str], Tensor], dtype: torch.dtype
+) -> list[Tensor]:
     """Parameter-rate values of a program."""
-    found = parameters(nodes, values, lambda name: lookup(cell, name), dtype)
+    found = parameters(nodes, values, find, dtype)
     return [found[value].to(dtype) for value in values]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ritornello.executors.plan import Plan
 from ritornello.program import Program, Value, interpret, philox
 
 
@@ -30,9 +31,34 @@ class ProgramCell:
         def uniform(stream: int, size: int) -> Tensor:
             return philox(self.seed, rows, stream, size).to(x.dtype)
 
-        found = interpret(self.program, x, [state], self._unknown, uniform, self.values)
+        found = interpret(self.program, x, [state], self._find, uniform, self.values)
         return self.kind(*(found[value].expand(len(x), -1) for value in self.program.results))
 
-    @staticmethod
-    def _unknown(name: str) -> Tensor:
+    def _find(self, name: str) -> Tensor:
         raise AssertionError(f"the program reads {name!r}, whose value was not given")
+
+
+class BoundCell(ProgramCell):
+    """A plan, and its parameters by name: what executors take in place of a cell whose parameters live elsewhere.
+
+    Attributes:
+        plan: of the program.
+        named: tensors by the names that the program knows them by.
+    """
+
+    def __init__(self, plan: Plan, kind: Any, named: Mapping[str, Tensor]) -> None:
+        super().__init__(plan.program, kind, {}, plan.seed())
+        self.plan, self.named = plan, named
+
+    def parameters(self) -> Iterable[Tensor]:
+        """As of a module."""
+        return self.named.values()
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self.__dict__["named"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def _find(self, name: str) -> Tensor:
+        return self.named[name]

@@ -20,7 +20,7 @@ try:
 except ImportError:  # installed without a compiler: the executor says so
     _core = None  # type: ignore[assignment]
 
-TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float32"}
 
 
 def addresses(tensors: Sequence[Tensor | None]) -> list[int]:

@@ -4,7 +4,7 @@ from ritornello.program.derive import Joint, derive
 from ritornello.program.interpret import interpret, parameters
 from ritornello.program.lower import MOST_FIELDS, Code, Wants, encode, lower
 from ritornello.program.passes import simplify, unroll
-from ritornello.program.program import Builder, Node, Program, Value
+from ritornello.program.program import Builder, Node, Program, Value, prune
 from ritornello.program.random import philox
 from ritornello.program.trace import Untraceable, lookup, trace
 
@@ -25,6 +25,7 @@ __all__ = [
     "lower",
     "parameters",
     "philox",
+    "prune",
     "simplify",
     "trace",
     "unroll",
