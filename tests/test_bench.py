@@ -14,7 +14,19 @@ import torch
 from torch import nn
 
 import ritornello as rit
-from ritornello.bench import ceiling, cells, contenders, machine, roster, scan, sections, settings, steps, stream
+from ritornello.bench import (
+    ceiling,
+    cells,
+    contenders,
+    dropin,
+    machine,
+    roster,
+    scan,
+    sections,
+    settings,
+    steps,
+    stream,
+)
 from ritornello.bench.check import Mismatch, Oracle
 from ritornello.bench.clock import Times, interleave
 from ritornello.bench.contenders import CELL, LOOP, NN, OURS, SCAN, Answer, make_case
@@ -87,6 +99,81 @@ def shell(monkeypatch, capsys):
         return exit_.value.code or 0, *capsys.readouterr()
 
     return call
+
+
+MODEL = """
+    import torch
+    from torch import nn
+
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(3, 4, bidirectional=True), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.out(self.lstm(x)[0])
+
+    def make():
+        return Tagger(), (torch.randn(5, 2, 3),)
+
+    def none():
+        return 3
+"""
+
+
+class TestReplaced:
+    @pytest.fixture(autouse=True)
+    def smaller(self, monkeypatch):
+        monkeypatch.setattr(dropin, "DEEP", (10, 3, 4))
+        monkeypatch.setattr(dropin, "DENSE", ((3, 2, 4),))
+        Path("model.py").write_text(textwrap.dedent(MODEL))
+
+    def test_all_cases(self, shell):
+        threads = torch.get_num_threads()
+        status, out, error = shell("--torch", "--model", "model.py:make", "--seconds", "0.01", "--json", "o.json")
+        assert (status, error, torch.get_num_threads()) == (0, "", threads)
+        rows = json.loads(Path("o.json").read_text())["torch"]
+        names = list(dict.fromkeys(row["case"] for row in rows))
+        assert len(names) == 6 + 3 + (2 if machine.has_bfloat16() else 0) + 1
+        assert names[-1] == "model.py:make"
+        assert [row["what"] for row in rows] == ["forward", "forward+backward"] * len(names)
+        for row in rows:
+            assert row["ratio"] == row["ms"][NN] / row["ms"][OURS]
+            assert f"{row['ratio']:6.2f}" in out
+
+    def test_other_results_are_not_timed(self, shell, monkeypatch):
+        class Wrong(rit.nn.LSTM):
+            def forward(self, *args, **kwargs):
+                outputs, last = super().forward(*args, **kwargs)
+                return outputs * 1.001, last
+
+        def wrong(model):
+            for module in model.modules():
+                if type(module) is nn.LSTM:
+                    rit.nn.replace(module)
+                    module.__class__ = Wrong
+
+        monkeypatch.setattr(dropin, "replace", wrong)
+        monkeypatch.setattr(
+            dropin, "cases", lambda models: [dropin._replaced("x", nn.LSTM(3, 4), (torch.ones(5, 2, 3),))]
+        )
+        status, out, error = shell("--torch", "--seconds", "0.01")
+        assert status == 1
+        assert "x: replaced modules differ by" in error
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("--model", "model.py:make"), "--model says what --torch is to replace modules in"),
+            (("--torch", "--model", "model.py:none"), "it must be a function that returns a model"),
+            (("--torch", "--model", "model.py:nothing"), "Module 'model.py' has no class 'nothing'"),
+            (("--torch", "--model", "nothing"), "'nothing' names nothing"),
+        ],
+    )
+    def test_models_that_are_none(self, words, message, shell):
+        status, _, error = shell(*words, "--seconds", "0.001")
+        assert status == 2
+        assert message in error
 
 
 class TestCommand:

@@ -90,10 +90,11 @@ def _beyond(distances: dict[str, float], allowed: dict[str, float]) -> list[str]
 def _distances(found: Answer, expected: Answer) -> dict[str, float]:
     pairs = {"outputs": (found.outputs, expected.outputs)}
     pairs |= {f"gradient of {name}": (value, expected.gradients[name]) for name, value in found.gradients.items()}
-    return {name: _distance(*pair) for name, pair in pairs.items()}
+    return {name: relative(*pair) for name, pair in pairs.items()}
 
 
-def _distance(value: Tensor, expected: Tensor) -> float:
+def relative(value: Tensor, expected: Tensor) -> float:
+    """The largest difference, over the largest expected value."""
     if value.shape != expected.shape:
         return float("inf")
     if not value.numel():

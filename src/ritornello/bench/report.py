@@ -143,6 +143,17 @@ class Report:
         self._print(table)
         self._notes(f"{each['cell']}: {each['notes'][OURS]}" for each in found if OURS in each["notes"])
 
+    def replaced(self, found: dict[str, Any]) -> None:
+        """A model before and after its modules were replaced; rows come one by one."""
+        words = (f"{found['ms'][NN]:9.2f}", f"{found['ms'][OURS]:9.2f}", f"{found['ratio']:6.2f}")
+        line = f"{found['case']:40} {found['what']:17} {' '.join(words)}   {found['difference']:.0e}"
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def replaced_header(self) -> None:
+        """Above the rows of `replaced`."""
+        head = f"{'':40} {'pass':17} {NN + ' ms':>9} {'ours ms':>9} {'×':>6}   difference"
+        self.console.print(head, highlight=False, soft_wrap=True)
+
     def goals(self, goals: list[Goal]) -> None:
         table = _table("Goals")
         for head in ("", "goal", "measured, the worst case"):

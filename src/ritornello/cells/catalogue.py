@@ -7,6 +7,8 @@ import importlib.util
 import inspect
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -49,12 +51,7 @@ def find(name: str) -> type[nn.Module]:
                 f"Unknown cell {name!r}: {nearest(name, CELLS)}; or name your own as module:Class or FILE.py:Class."
             )
         return CELLS[name]
-    module_name, class_name = name.rsplit(":", 1)
-    module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
-    found = getattr(module, class_name, None)
-    if found is None:
-        classes = [n for n, value in vars(module).items() if inspect.isclass(value) and issubclass(value, nn.Module)]
-        raise ArgumentError(f"Module {module_name!r} has no class {class_name!r}: {nearest(class_name, classes)}.")
+    found = imported(name)
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise ArgumentError(
             f"{name!r} is a {type(found).__name__}, not a subclass of ritornello.Cell or torch.nn.Module."
@@ -62,7 +59,23 @@ def find(name: str) -> type[nn.Module]:
     return found
 
 
-def _load_module(name: str) -> object:
+def imported(name: str) -> Any:
+    """What `module:Name` or `FILE.py:Name` names.
+
+    Raises:
+        ArgumentError: it cannot be imported, or there is no such thing in it.
+    """
+    module_name, _, what = name.rpartition(":")
+    if not module_name:
+        raise ArgumentError(f"{name!r} names nothing; write module:Name or FILE.py:Name.")
+    module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
+    if not hasattr(module, what):
+        own = [n for n, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        raise ArgumentError(f"Module {module_name!r} has no class {what!r}: {nearest(what, own)}.")
+    return getattr(module, what)
+
+
+def _load_module(name: str) -> ModuleType:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     importlib.invalidate_caches()
@@ -74,7 +87,7 @@ def _load_module(name: str) -> object:
         sys.path.remove(here)
 
 
-def _load_file(path: Path) -> object:
+def _load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ArgumentError(f"Cannot import {str(path)!r}: there is no such file.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,6 +36,17 @@ def bench(
         bool | None,
         typer.Option(help="One row, step by step, 128 units.", show_default="unless others are asked for"),
     ] = None,
+    torch_: Annotated[
+        bool,
+        typer.Option("--torch", help="Instead: torch.nn's modules beside ritornello.nn's.", show_default="off"),
+    ] = False,
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="With --torch: FILE.py:function, whose code is run; it returns a model and a tuple of its inputs.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006
     forward: Annotated[
         bool, typer.Option("--forward", help="Leave forward + backward out.", show_default="off")
     ] = False,
@@ -65,6 +76,8 @@ def bench(
     from ritornello.bench.settings import DENSE, RAGGED, STREAM, WIDE
     from ritornello.errors import ArgumentError
 
+    if model and not torch_:
+        raise ArgumentError("--model says what --torch is to replace modules in: give both.")
     asked = bool(shape or ragged or first_call or bfloat16 or streaming)
     halves = has_bfloat16() and not asked if bfloat16 is None else bfloat16
     shapes = tuple(_shape(text) for text in shape)
@@ -88,12 +101,31 @@ def bench(
         raise ArgumentError(f"--json {json_file}: there is no folder {str(Path(json_file).parent)!r}.")
     with Report() as report:
         try:
-            found = run(settings, report)
+            found = _torch(tuple(model), settings, report) if torch_ else run(settings, report)
         except Mismatch as error:
             typer.echo(f"rit: {error}", err=True)
             raise typer.Exit(1) from error
     if json_file:
         Path(json_file).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _torch(models: tuple[str, ...], settings: Any, report: Any) -> dict[str, Any]:
+    import torch
+
+    from ritornello.bench import dropin
+
+    before = torch.get_num_threads()
+    torch.manual_seed(settings.seed)
+    torch.set_num_threads(settings.threads)
+    report.replaced_header()
+    rows = []
+    try:
+        for row in dropin.measure(models, settings.seconds, lambda what: report.doing(what, 0.0)):
+            report.replaced(row)
+            rows.append(row)
+    finally:
+        torch.set_num_threads(before)
+    return {"torch": rows}
 
 
 def _shape(text: str) -> tuple[int, int, int]:
