@@ -154,10 +154,9 @@ class TestReplaced:
                     module.__class__ = Wrong
 
         monkeypatch.setattr(dropin, "replace", wrong)
-        monkeypatch.setattr(
-            dropin, "cases", lambda models: [dropin._replaced("x", nn.LSTM(3, 4), (torch.ones(5, 2, 3),))]
-        )
-        status, out, error = shell("--torch", "--seconds", "0.01")
+        case = dropin._replaced("x", nn.LSTM(3, 4), (torch.ones(5, 2, 3),))
+        monkeypatch.setattr(dropin, "cases", lambda models: [case])
+        status, _, error = shell("--torch", "--seconds", "0.01")
         assert status == 1
         assert "x: replaced modules differ by" in error
 

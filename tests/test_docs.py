@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(python|console)( file=(\S+))?\n(.*?)^```$", re.M | re.S)
+OTHERS = r"lightning|datasets|torch\.utils\.data"  # whose warnings are not for us to mend
 TEXT = "Once upon a time there was a small cell, and it went round and round. " * 40
 SMALL = "--steps 12 --hidden 16 --batch 4"
 SHORTER = {  # what takes minutes on the page, and what the test runs in its place
@@ -55,6 +57,7 @@ def run_command(line: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_runs(page, rit_on_path, monkeypatch):
+    warnings.filterwarnings("ignore", module=OTHERS)
     names: dict = {}
     for kind, _, file, code in BLOCK.findall(page.read_text("utf-8")):
         if file:
