@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import ritornello as rit
 from ritornello.errors import ArgumentError
+from ritornello.nn.recurrent import _cells_of
 
 F64 = torch.float64
 PAIRS = {"RNN": (nn.RNN, rit.nn.RNN), "GRU": (nn.GRU, rit.nn.GRU), "LSTM": (nn.LSTM, rit.nn.LSTM)}
@@ -495,6 +496,51 @@ def test_initialisations() -> None:
     assert ours.bias_ih_l0[4:8].tolist() == [1.0] * 4
     assert ours.bias_hh_l0[4:8].tolist() == [0.0] * 4
     assert bool((ours.bias_ih_l0[:4] != 1).all())
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cells_of_ones_own(layout: str, bidirectional: bool) -> None:
+    """With a cell that computes what torch does, the results are torch's; the second layer may have another."""
+
+    class Other(rit.LSTM):
+        pass
+
+    torch.manual_seed(0)
+    theirs = nn.LSTM(3, 4, 2, bidirectional=bidirectional, dtype=F64)
+    ours = rit.nn.RNN(3, 4, 2, bidirectional=bidirectional, cell=[rit.LSTM, Other]).double()
+    cells = [cell for layer in ours.stack.layers for cell in _cells_of(layer)]
+    for cell, suffix in zip(
+        cells, ("_l0", "_l0_reverse", "_l1", "_l1_reverse")[:: 1 if bidirectional else 2], strict=True
+    ):
+        cell.load_state_dict(
+            {
+                "W.weight": getattr(theirs, "weight_ih" + suffix),
+                "U.weight": getattr(theirs, "weight_hh" + suffix),
+                "W.bias": getattr(theirs, "bias_ih" + suffix) + getattr(theirs, "bias_hh" + suffix),
+            }
+        )
+    input, batch = inputs(layout, False)
+    for hx in (None, state_of(theirs, batch)):
+        assert_close(flat(ours(input, hx)), flat(theirs(input, hx)))
+    assert not [name for name in ours.state_dict() if name.startswith("weight")]
+    assert_close(flat(copy.deepcopy(ours)(input)), flat(theirs(input)))
+
+
+def test_cells_that_do_not_fit() -> None:
+    for options, message in (
+        ({"zoneout": 0.1}, "cell and zoneout clash"),
+        ({"bias": False}, "cell and bias clash"),
+        ({"cell": [rit.LSTM]}, "cell has 1 entries; num_layers is 2"),
+        ({"cell": [rit.LSTM, rit.GRU]}, "different fields or sizes; use ritornello.nn.Stack"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            rit.nn.RNN(3, 4, 2, **{"cell": rit.GRU, **options})
+    ours = rit.nn.RNN(3, 4, 2, cell=rit.GRU)
+    with pytest.raises(ArgumentError, match="all_states and cell clash"):
+        ours(torch.zeros(5, 2, 3), all_states=True)
+    with pytest.raises(ArgumentError, match=r"hx has \[1\] states in its fields; expected 2"):
+        ours(torch.zeros(5, 2, 3), torch.zeros(1, 2, 4))
 
 
 # Swapping modules of an existing model.

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from ritornello.engine import Unfold
 from ritornello.engine.op import captured_values, new_seed
 from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError, nearest
@@ -17,6 +18,7 @@ from ritornello.executors import Request, check_name, choose
 from ritornello.executors.cpu import unfit
 from ritornello.executors.program_cell import BoundCell
 from ritornello.executors.run import machine_type
+from ritornello.nn.compose import Bidirectional, Residual, Stack
 from ritornello.nn.layers import STATES, Layer, capture_layer, plan_of
 from ritornello.nn.layout import Batch, settle
 from ritornello.structures import from_rows, to_rows
@@ -38,6 +40,8 @@ class Recurrent(nn.RNNBase):
             first zero.
         reverse: one direction, from each sequence's last step to its first.
         recurrent_init: "orthogonal", "identity", or a function of `torch.nn.init`, for each gate's recurrent weights.
+        cell: other equations: a `Cell` class or function of (input_size, hidden_size), or one for each layer. Then the
+            parameters are the cells' own, in `stack`, and hx has a tensor for each field of their state.
         executor: as in `ritornello.Unfold`.
     """
 
@@ -49,6 +53,7 @@ class Recurrent(nn.RNNBase):
     learn_initial: bool
     reverse: bool
     recurrent_init: Init | None
+    cell: Any
     executor: str
     plain: bool
 
@@ -62,6 +67,7 @@ class Recurrent(nn.RNNBase):
         "learn_initial": False,
         "reverse": False,
         "recurrent_init": None,
+        "cell": None,
         "executor": "auto",
     }
 
@@ -82,6 +88,9 @@ class Recurrent(nn.RNNBase):
         for name, value in options.items():
             setattr(self, name, value)
         self.plain = all(value == self.beyond[name] for name, value in options.items() if name != "executor")
+        if self.cell is not None:
+            self._take_cells(options)
+            return
         for number in range(self.num_layers):
             for suffix in self._suffixes:
                 self._extend_layer(f"_l{number}{suffix}", self._layer(number))
@@ -91,6 +100,61 @@ class Recurrent(nn.RNNBase):
                 setattr(self, f"initial_{name}", nn.Parameter(self._like.new_zeros(count, size)))
         if self.recurrent_init is not None:
             initialise_recurrent(self, self.recurrent_init)
+
+    def _take_cells(self, options: dict[str, Any]) -> None:
+        """Cells of one's own in place of torch's equations and parameters."""
+        fine = ("cell", "executor", "reverse", "residual", "learn_initial")
+        clash = [name for name, value in options.items() if name not in fine and value != self.beyond[name]]
+        clash += [name for name, usual in (("proj_size", 0), ("bias", True)) if getattr(self, name) != usual]
+        if clash:
+            raise ArgumentError(f"cell and {clash[0]} clash: {clash[0]} is about torch's equations, not the cell's.")
+        makers = list(self.cell) if isinstance(self.cell, (tuple, list)) else [self.cell] * self.num_layers
+        if len(makers) != self.num_layers:
+            raise ArgumentError(f"cell has {len(makers)} entries; num_layers is {self.num_layers}.")
+        for name in self._flat_weights_names:
+            delattr(self, name)
+        self._all_weights = []
+        common = {name: getattr(self, name) for name in ("batch_first", "learn_initial", "executor")}
+        layers: list[Any] = []
+        for make in makers:
+            inputs = layers[-1].output_size if layers else self.input_size
+            cells = [make(inputs, self.hidden_size) for _ in self._suffixes]
+            known = [cell for layer in layers[:1] for cell in _cells_of(layer)]
+            if len({(cell.State._fields, tuple(cell.state_sizes)) for cell in (*cells, *known)}) > 1:
+                raise ArgumentError("cell: the layers' states have different fields or sizes; use ritornello.nn.Stack.")
+            made = (
+                Bidirectional(*cells, **common)
+                if self.bidirectional
+                else Unfold(cells[0], reverse=self.reverse, **common)
+            )
+            layers.append(Residual(made) if self.residual and made.input_size == made.output_size else made)
+        self.stack = Stack(layers, dropout=self.dropout)
+
+    def _by_cells(self, input: Any, hx: Any, lengths: Any, resets: Any, all_states: bool) -> tuple[Any, Any]:
+        """A call of the stack, with torch's shapes around it."""
+        if all_states:
+            raise ArgumentError("all_states and cell clash: unfold the cells with ritornello.Unfold, layer by layer.")
+        x, packed = input, isinstance(input, PackedSequence)
+        if packed:
+            if lengths is not None or resets is not None:
+                settle(input, self.batch_first, lengths, resets)  # which says so
+            x, lengths = pad_packed_sequence(input, batch_first=self.batch_first)
+        count, each = self.num_layers * len(self._suffixes), len(self._suffixes)
+        states = None
+        if hx is not None:
+            fields = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+            if any(len(field) != count for field in fields):
+                raise ArgumentError(
+                    f"hx has {[len(field) for field in fields]} states in its fields; expected {count}."
+                )
+            flat = [tuple(field[place] for field in fields) for place in range(count)]
+            states = [tuple(flat[k : k + each]) if each > 1 else flat[k] for k in range(0, count, each)]
+        outputs, last = self.stack(x, states, lengths=lengths, resets=resets)
+        finals = [state for layer in last for state in (layer if each > 1 else (layer,))]
+        hidden = tuple(torch.stack(field) for field in zip(*finals, strict=True))
+        if packed:
+            outputs = pack_padded_sequence(outputs, lengths, batch_first=self.batch_first, enforce_sorted=False)
+        return outputs, hidden if len(hidden) > 1 else hidden[0]
 
     def extra_repr(self) -> str:
         """As torch's, and the options that differ from their defaults."""
@@ -163,6 +227,8 @@ class Recurrent(nn.RNNBase):
         Raises:
             ArgumentError: lengths or resets that do not fit. Otherwise what torch raises.
         """
+        if self.cell is not None:
+            return self._by_cells(input, hx, lengths, resets, all_states)
         data = input.data if isinstance(input, PackedSequence) else input
         beyond = not self.plain or lengths is not None or resets is not None or all_states
         if not self._fits(data, input, hx) or (not beyond and not _is_ours(data)):
@@ -325,6 +391,11 @@ def _stacked(fields: list[Tensor]) -> Tensor:
     return torch.stack(fields) if len(fields) > 1 else fields[0].unsqueeze(0)
 
 
+def _cells_of(layer: Any) -> list[Any]:
+    layer = getattr(layer, "layer", layer)  # a residual one's
+    return [layer.ahead.cell, layer.back.cell] if isinstance(layer, Bidirectional) else [layer.cell]
+
+
 def _is_ours(data: Tensor) -> bool:
     """Whether the executors are better at it than torch's own functions."""
     return data.device.type == "cpu" and not torch.jit.is_tracing()  # type: ignore[attr-defined]
@@ -349,7 +420,7 @@ class RNN(Recurrent, nn.RNN):
     Args:
         all of `torch.nn.RNN`'s.
         zoneout, variational_dropout, weight_drop, layer_norm, residual, learn_initial, reverse, recurrent_init,
-            executor: as in `Recurrent`, by name only.
+            cell, executor: as in `Recurrent`, by name only.
 
     Raises:
         ArgumentError: an option of this library that does not fit. Otherwise what torch raises.
@@ -371,7 +442,7 @@ class GRU(Recurrent, nn.GRU):
         reset: the reset gate acts "after" the recurrent product, as in torch (default), or "before" it, as in the paper
             (Cho et al. 2014).
         zoneout, variational_dropout, weight_drop, layer_norm, residual, learn_initial, reverse, recurrent_init,
-            executor: as in `Recurrent`, by name only.
+            cell, executor: as in `Recurrent`, by name only.
 
     Raises:
         ArgumentError: an option of this library that does not fit. Otherwise what torch raises.
@@ -406,7 +477,7 @@ class LSTM(Recurrent, nn.LSTM):
         coupled: the forget gate is 1 - i (Greff et al. 2017); the weights have three gates: i, g, o.
         forget_bias: the sum of the forget gate's biases at first (Gers, Schmidhuber & Cummins 2000). Default: torch's.
         zoneout, variational_dropout, weight_drop, layer_norm, residual, learn_initial, reverse, recurrent_init,
-            executor: as in `Recurrent`, by name only.
+            cell, executor: as in `Recurrent`, by name only.
 
     Raises:
         ArgumentError: an option of this library that does not fit. Otherwise what torch raises.
