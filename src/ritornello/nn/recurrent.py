@@ -113,7 +113,7 @@ class Recurrent(nn.RNNBase):
             raise ArgumentError(f"cell has {len(makers)} entries; num_layers is {self.num_layers}.")
         for name in self._flat_weights_names:
             delattr(self, name)
-        self._all_weights = []
+        self._init_flat_weights()
         common = {name: getattr(self, name) for name in ("batch_first", "learn_initial", "executor")}
         layers: list[Any] = []
         for make in makers:
@@ -175,6 +175,11 @@ class Recurrent(nn.RNNBase):
             else:
                 nn.init.uniform_(made, -bound, bound)
             setattr(self, name + suffix, made)
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """As in torch; none where cells hold their own."""
+        return [] if self.cell is not None else super().all_weights
 
     @property
     def _like(self) -> Tensor:
