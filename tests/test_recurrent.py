@@ -268,7 +268,11 @@ def test_the_same_mistakes_are_refused(name: str, what: str) -> None:
         with pytest.raises(Exception) as error:
             module(input, state)
         said.append((error.type, str(error.value)))
-    assert said[0] == said[1]
+    assert said[0][0] is said[1][0]
+    if "state" in what:
+        assert said[1][1].startswith("the state's h is torch.float")
+    else:
+        assert said[0][1] == said[1][1]
 
 
 @pytest.mark.parametrize(
@@ -285,6 +289,17 @@ def test_the_same_mistakes_are_refused(name: str, what: str) -> None:
 def test_options_that_do_not_fit(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         rit.nn.LSTM(3, 4, **kwargs)
+
+
+def test_a_state_that_does_not_fit_is_named() -> None:
+    _, ours = both("LSTM", 3, 4, proj_size=2)
+    x = torch.zeros(5, 2, 3, dtype=F64)
+    with pytest.raises(
+        RuntimeError, match=r"the state's c is torch.float64 of shape \(1, 2, 2\) on cpu; expected .*4\) on"
+    ):
+        ours(x, (torch.zeros(1, 2, 2, dtype=F64), torch.zeros(1, 2, 2, dtype=F64)))
+    with pytest.raises(RuntimeError, match=r"the state's h is torch.float64 of shape \(1, 2, 2\) on meta; expected"):
+        ours(x, (torch.zeros(1, 2, 2, dtype=F64, device="meta"), torch.zeros(1, 2, 4, dtype=F64)))
 
 
 def test_lengths_that_do_not_fit() -> None:

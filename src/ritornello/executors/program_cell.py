@@ -18,10 +18,8 @@ class ProgramCell:
     The rows of a structure are numbered in the order of the calls, as the compiled machine numbers them.
     """
 
-    def __init__(self, program: Program, kind: Any, values: Mapping[Value, Tensor], seed: int) -> None:
-        fields = len(program.fields)
-        self.program = program._replace(results=program.results[:fields])
-        self.kind, self.values, self.seed = kind, values, seed
+    def __init__(self, program: Program, kind: Any, values: Mapping[Value, Tensor], seed: int | None) -> None:
+        self.program, self.kind, self.values, self.seed = program, kind, values, seed
         self.first_row = 0
 
     def __call__(self, x: Tensor, state: Any) -> Any:
@@ -29,10 +27,13 @@ class ProgramCell:
         self.first_row += len(x)
 
         def uniform(stream: int, size: int) -> Tensor:
+            if self.seed is None:  # not drawn before it is needed: the compiled machine draws its own
+                self.seed = int(torch.randint(2**62, ()))
             return philox(self.seed, rows, stream, size).to(x.dtype)
 
-        found = interpret(self.program, x, [state], self._find, uniform, self.values)
-        return self.kind(*(found[value].expand(len(x), -1) for value in self.program.results))
+        results = self.program.results[: len(self.program.fields)]
+        found = interpret(self.program._replace(results=results), x, [state], self._find, uniform, self.values)
+        return self.kind(*(found[value].expand(len(x), -1) for value in results))
 
     def _find(self, name: str) -> Tensor:
         raise AssertionError(f"the program reads {name!r}, whose value was not given")
@@ -47,7 +48,7 @@ class BoundCell(ProgramCell):
     """
 
     def __init__(self, plan: Plan, kind: Any, named: Mapping[str, Tensor]) -> None:
-        super().__init__(plan.program, kind, {}, plan.seed())
+        super().__init__(plan.program, kind, {}, None)
         self.plan, self.named = plan, named
 
     def parameters(self) -> Iterable[Tensor]:

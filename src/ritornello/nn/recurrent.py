@@ -237,10 +237,7 @@ class Recurrent(nn.RNNBase):
         data = input.data if isinstance(input, PackedSequence) else input
         beyond = not self.plain or lengths is not None or resets is not None or all_states
         if not self._fits(data, input, hx) or (not beyond and not _is_ours(data)):
-            found = super().forward(input, hx)  # torch's own error, where it has one
-            if beyond:
-                raise ArgumentError("what torch.nn cannot do is not built for such an input.")
-            return found
+            return self._as_torch(data, input, hx, beyond)
         states = self._entering(input, hx)
         batch = settle(input, self.batch_first, lengths, resets)
         in_graph = torch.compiler.is_compiling() and not batch.packed and unfit(data) is None
@@ -250,6 +247,41 @@ class Recurrent(nn.RNNBase):
         hidden = [self._handed_back(field, input, batch) for field in last]
         result = tuple(hidden) if len(hidden) > 1 else hidden[0]
         return (outputs, result, steps) if all_states else (outputs, result)
+
+    def _as_torch(self, data: Any, input: Any, hx: Any, beyond: bool) -> Any:
+        """torch's own answer, or its error; where that is about a state, with a name."""
+        try:
+            found = super().forward(input, hx)
+        except (RuntimeError, ValueError) as error:
+            said = self._about_states(data, input, hx) if self._fits(data, input, None) else None
+            if said is None:
+                raise
+            raise type(error)(said) from error
+        if beyond:
+            raise ArgumentError("what torch.nn cannot do is not built for such an input.")
+        return found
+
+    def _about_states(self, data: Tensor, input: Any, hx: Any) -> str | None:
+        """What is wrong with the states, if they are tensors, as many as there have to be."""
+        layer = self._layer(0)
+        fields = [hx] if isinstance(hx, Tensor) else hx
+        if not isinstance(fields, (tuple, list)) or len(fields) != len(layer.state_names):
+            return None
+        for field, name, shape in zip(fields, layer.state_names, self._state_shapes(data, input), strict=True):
+            if isinstance(field, Tensor) and (
+                tuple(field.shape) != shape or field.dtype != data.dtype or field.device != data.device
+            ):
+                return (
+                    f"the state's {name} is {field.dtype} of shape {tuple(field.shape)} on {field.device}; "
+                    f"expected {data.dtype} of shape {shape} on {data.device}."
+                )
+        return None
+
+    def _state_shapes(self, data: Tensor, input: Any) -> list[tuple[int, ...]]:
+        """The shapes that the states of such an input have."""
+        count = self.num_layers * len(self._suffixes)
+        batch = () if data is input and data.dim() == 2 else (self._entries(input),)
+        return [(count, *batch, size) for size in self._layer(0).state_sizes]
 
     def _fits(self, data: Any, input: Any, hx: Any) -> bool:
         """Whether torch would take the input and the state."""
@@ -263,13 +295,11 @@ class Recurrent(nn.RNNBase):
             return False
         if hx is None:
             return True
-        sizes = self._layer(0).state_sizes
-        fields = (hx,) if len(sizes) == 1 else hx
-        if not isinstance(fields, (tuple, list)) or len(fields) != len(sizes):
+        shapes = self._state_shapes(data, input)
+        fields = (hx,) if len(shapes) == 1 else hx
+        if not isinstance(fields, (tuple, list)) or len(fields) != len(shapes):
             return False
-        count = self.num_layers * len(self._suffixes)
-        for field, size in zip(fields, sizes, strict=True):
-            shape = (count, size) if data is input and data.dim() == 2 else (count, self._entries(input), size)
+        for field, shape in zip(fields, shapes, strict=True):
             if not isinstance(field, Tensor) or tuple(field.shape) != shape or field.device != data.device:
                 return False
             if field.dtype != data.dtype and not loose:
