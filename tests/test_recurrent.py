@@ -16,7 +16,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import ritornello as rit
 from ritornello.errors import ArgumentError
-from ritornello.nn.recurrent import _cells_of
 
 F64 = torch.float64
 PAIRS = {"RNN": (nn.RNN, rit.nn.RNN), "GRU": (nn.GRU, rit.nn.GRU), "LSTM": (nn.LSTM, rit.nn.LSTM)}
@@ -523,8 +522,8 @@ def test_cells_of_ones_own(layout: str, bidirectional: bool) -> None:
 
     torch.manual_seed(0)
     theirs = nn.LSTM(3, 4, 2, bidirectional=bidirectional, dtype=F64)
-    ours = rit.nn.RNN(3, 4, 2, bidirectional=bidirectional, cell=[rit.LSTM, Other]).double()
-    cells = [cell for layer in ours.stack.layers for cell in _cells_of(layer)]
+    ours = rit.nn.RNN(3, 4, 2, bidirectional=bidirectional, cell=[rit.LSTM, Other], dtype=F64)
+    cells = [module for module in ours.modules() if isinstance(module, rit.Cell)]
     for cell, suffix in zip(
         cells, ("_l0", "_l0_reverse", "_l1", "_l1_reverse")[:: 1 if bidirectional else 2], strict=True
     ):

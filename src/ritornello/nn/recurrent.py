@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
-from ritornello.engine import Unfold
 from ritornello.engine.op import captured_values, new_seed
 from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError, nearest
@@ -18,9 +17,9 @@ from ritornello.executors import Request, check_name, choose
 from ritornello.executors.cpu import unfit
 from ritornello.executors.program_cell import BoundCell
 from ritornello.executors.run import machine_type
-from ritornello.nn.compose import Bidirectional, Residual, Stack
 from ritornello.nn.layers import STATES, Layer, capture_layer, plan_of
 from ritornello.nn.layout import Batch, settle
+from ritornello.nn.own import call_stack, stack_of
 from ritornello.structures import from_rows, to_rows
 
 Init = str | Callable[[Tensor], Any]
@@ -89,7 +88,10 @@ class Recurrent(nn.RNNBase):
             setattr(self, name, value)
         self.plain = all(value == self.beyond[name] for name, value in options.items() if name != "executor")
         if self.cell is not None:
-            self._take_cells(options)
+            self.stack = stack_of(self, {name for name, value in options.items() if value != self.beyond[name]})
+            for name in self._flat_weights_names:
+                delattr(self, name)
+            self._init_flat_weights()
             return
         for number in range(self.num_layers):
             for suffix in self._suffixes:
@@ -100,61 +102,6 @@ class Recurrent(nn.RNNBase):
                 setattr(self, f"initial_{name}", nn.Parameter(self._like.new_zeros(count, size)))
         if self.recurrent_init is not None:
             initialise_recurrent(self, self.recurrent_init)
-
-    def _take_cells(self, options: dict[str, Any]) -> None:
-        """Cells of one's own in place of torch's equations and parameters."""
-        fine = ("cell", "executor", "reverse", "residual", "learn_initial")
-        clash = [name for name, value in options.items() if name not in fine and value != self.beyond[name]]
-        clash += [name for name, usual in (("proj_size", 0), ("bias", True)) if getattr(self, name) != usual]
-        if clash:
-            raise ArgumentError(f"cell and {clash[0]} clash: {clash[0]} is about torch's equations, not the cell's.")
-        makers = list(self.cell) if isinstance(self.cell, (tuple, list)) else [self.cell] * self.num_layers
-        if len(makers) != self.num_layers:
-            raise ArgumentError(f"cell has {len(makers)} entries; num_layers is {self.num_layers}.")
-        for name in self._flat_weights_names:
-            delattr(self, name)
-        self._init_flat_weights()
-        common = {name: getattr(self, name) for name in ("batch_first", "learn_initial", "executor")}
-        layers: list[Any] = []
-        for make in makers:
-            inputs = layers[-1].output_size if layers else self.input_size
-            cells = [make(inputs, self.hidden_size) for _ in self._suffixes]
-            known = [cell for layer in layers[:1] for cell in _cells_of(layer)]
-            if len({(cell.State._fields, tuple(cell.state_sizes)) for cell in (*cells, *known)}) > 1:
-                raise ArgumentError("cell: the layers' states have different fields or sizes; use ritornello.nn.Stack.")
-            made = (
-                Bidirectional(*cells, **common)
-                if self.bidirectional
-                else Unfold(cells[0], reverse=self.reverse, **common)
-            )
-            layers.append(Residual(made) if self.residual and made.input_size == made.output_size else made)
-        self.stack = Stack(layers, dropout=self.dropout)
-
-    def _by_cells(self, input: Any, hx: Any, lengths: Any, resets: Any, all_states: bool) -> tuple[Any, Any]:
-        """A call of the stack, with torch's shapes around it."""
-        if all_states:
-            raise ArgumentError("all_states and cell clash: unfold the cells with ritornello.Unfold, layer by layer.")
-        x, packed = input, isinstance(input, PackedSequence)
-        if packed:
-            if lengths is not None or resets is not None:
-                settle(input, self.batch_first, lengths, resets)  # which says so
-            x, lengths = pad_packed_sequence(input, batch_first=self.batch_first)
-        count, each = self.num_layers * len(self._suffixes), len(self._suffixes)
-        states = None
-        if hx is not None:
-            fields = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-            if any(len(field) != count for field in fields):
-                raise ArgumentError(
-                    f"hx has {[len(field) for field in fields]} states in its fields; expected {count}."
-                )
-            flat = [tuple(field[place] for field in fields) for place in range(count)]
-            states = [tuple(flat[k : k + each]) if each > 1 else flat[k] for k in range(0, count, each)]
-        outputs, last = self.stack(x, states, lengths=lengths, resets=resets)
-        finals = [state for layer in last for state in (layer if each > 1 else (layer,))]
-        hidden = tuple(torch.stack(field) for field in zip(*finals, strict=True))
-        if packed:
-            outputs = pack_padded_sequence(outputs, lengths, batch_first=self.batch_first, enforce_sorted=False)
-        return outputs, hidden if len(hidden) > 1 else hidden[0]
 
     def extra_repr(self) -> str:
         """As torch's, and the options that differ from their defaults."""
@@ -233,7 +180,7 @@ class Recurrent(nn.RNNBase):
             ArgumentError: lengths or resets that do not fit. Otherwise what torch raises.
         """
         if self.cell is not None:
-            return self._by_cells(input, hx, lengths, resets, all_states)
+            return call_stack(self, input, hx, lengths, resets, all_states)
         data = input.data if isinstance(input, PackedSequence) else input
         beyond = not self.plain or lengths is not None or resets is not None or all_states
         if not self._fits(data, input, hx) or (not beyond and not _is_ours(data)):
@@ -424,11 +371,6 @@ class Recurrent(nn.RNNBase):
 
 def _stacked(fields: list[Tensor]) -> Tensor:
     return torch.stack(fields) if len(fields) > 1 else fields[0].unsqueeze(0)
-
-
-def _cells_of(layer: Any) -> list[Any]:
-    layer = getattr(layer, "layer", layer)  # a residual one's
-    return [layer.ahead.cell, layer.back.cell] if isinstance(layer, Bidirectional) else [layer.cell]
 
 
 def _is_ours(data: Tensor) -> bool:
