@@ -93,7 +93,8 @@ class _Scattered(Function):
 
     @staticmethod
     def forward(rows: Tensor, order: Tensor, positions: int) -> Tensor:
-        return rows.new_zeros(positions, *rows.shape[1:]).index_copy_(0, order, rows)
+        make = rows.new_empty if len(rows) == positions else rows.new_zeros  # zeros are for padding
+        return make(positions, *rows.shape[1:]).index_copy_(0, order, rows)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
