@@ -165,7 +165,7 @@ class TestReplaced:
         [
             (("--model", "model.py:make"), "--model says what --torch is to replace modules in"),
             (("--torch", "--model", "model.py:none"), "it must be a function that returns a model"),
-            (("--torch", "--model", "model.py:nothing"), "Module 'model.py' has no class 'nothing'"),
+            (("--torch", "--model", "model.py:nothing"), "Module 'model.py' has no 'nothing'"),
             (("--torch", "--model", "nothing"), "'nothing' names nothing"),
         ],
     )
@@ -336,7 +336,7 @@ class TestCommand:
             (("--shape", "3,x,2"), "--shape is '3,x,2'; it must"),
             (("--cell", "lsmt"), "Unknown cell 'lsmt': did you mean lstm?"),
             (("--cell", "nowhere.py:Cell"), "Cannot import 'nowhere.py': there is no such file."),
-            (("--cell", "mine.py:Yours"), "has no class 'Yours'"),
+            (("--cell", "mine.py:Yours"), "has no 'Yours'"),
             (("--cell", "mine.py:number"), "not a subclass of ritornello.Cell"),
             (("--cell", "mine.py:Needy", "--shape", "3,2,4"), "cannot be made with (input_size, hidden_size): "),
             (("--dtype", "float16"), "Unknown dtype 'float16': did you mean bfloat16"),

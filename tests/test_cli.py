@@ -431,7 +431,7 @@ class TestForeignCells:
             ),
             ("Product", "could not be made, or make its first steps: RuntimeError: mat1 and mat2 shapes"),
             ("Greedy", "could not be made, or make its first steps: TypeError: Greedy.__init__() missing 1 required"),
-            ("Leeky", "Module 'leaky_cells.py' has no class 'Leeky': did you mean Leaky"),
+            ("Leeky", "Module 'leaky_cells.py' has no 'Leeky': did you mean Leaky"),
             ("rit", "'leaky_cells.py:rit' is a module, not a subclass of ritornello.Cell or torch.nn.Module."),
         ],
     )

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,16 +52,24 @@ def find(name: str) -> type[nn.Module]:
                 f"Unknown cell {name!r}: {nearest(name, CELLS)}; or name your own as module:Class or FILE.py:Class."
             )
         return CELLS[name]
-    found = imported(name)
-    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+    found = imported(name, _is_module)
+    if not _is_module(found):
         raise ArgumentError(
             f"{name!r} is a {type(found).__name__}, not a subclass of ritornello.Cell or torch.nn.Module."
         )
     return found
 
 
-def imported(name: str) -> Any:
+def _is_module(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, nn.Module)
+
+
+def imported(name: str, fits: Callable[[Any], bool] = callable) -> Any:
     """What `module:Name` or `FILE.py:Name` names.
+
+    Args:
+        name: as written.
+        fits: what to propose where there is no such thing.
 
     Raises:
         ArgumentError: it cannot be imported, or there is no such thing in it.
@@ -70,8 +79,8 @@ def imported(name: str) -> Any:
         raise ArgumentError(f"{name!r} names nothing; write module:Name or FILE.py:Name.")
     module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
     if not hasattr(module, what):
-        own = [n for n, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-        raise ArgumentError(f"Module {module_name!r} has no class {what!r}: {nearest(what, own)}.")
+        known = [n for n, value in vars(module).items() if fits(value)]
+        raise ArgumentError(f"Module {module_name!r} has no {what!r}: {nearest(what, known)}.")
     return getattr(module, what)
 
 
