@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import ritornello as rit
 from ritornello.cells import Cell, total
 from ritornello.executors.levels import core_levels, core_segments
+from ritornello.executors.program_cell import ProgramCell
 from ritornello.executors.reference import ReferenceExecutor
 from ritornello.executors.request import Request
 from ritornello.program import (
@@ -34,7 +35,6 @@ from ritornello.program import (
     interpret,
     lookup,
     lower,
-    philox,
     simplify,
     trace,
     unroll,
@@ -326,32 +326,6 @@ def captured(schedule: Schedule) -> list[CoreLevels]:
 # What must come out.
 
 
-class Steps:
-    """A program called like a cell, over one predecessor or several; it draws what the machine draws."""
-
-    def __init__(self, program: Program, kind: Any, values: dict[int, Tensor]) -> None:
-        self.program = program._replace(results=program.results[: len(program.fields)])
-        self.kind, self.values, self.first_row = kind, values, 0
-
-    def __call__(self, x: Tensor, state: Any) -> Any:
-        several = x.dim() == 3
-        x = x.squeeze(1) if several else x
-        states = [[field[:, slot] if several else field for field in state] for slot in range(self.program.slots)]
-        rows = torch.arange(self.first_row, self.first_row + len(x))
-        self.first_row += len(x)
-
-        def uniform(stream: int, size: int) -> Tensor:
-            return philox(SEED, rows, stream, size)
-
-        found = interpret(self.program, x, states, self._unknown, uniform, self.values)
-        new = [found[value].expand(len(x), -1) for value in self.program.results]
-        return self.kind(*(field.unsqueeze(1) if several else field for field in new))
-
-    @staticmethod
-    def _unknown(name: str) -> Tensor:
-        raise AssertionError(f"the program reads {name!r}, whose value was not given")
-
-
 class Writer:
     """Words and numbers, one array a line."""
 
@@ -431,7 +405,7 @@ def record_case(
     leaves = [leaf.clone().requires_grad_() for leaf in leaves]
     fields = len(sizes)
     given = dict(zip(values, leaves[1 + 2 * fields :], strict=True))
-    asked: Any = Steps(program, kind, given)
+    asked: Any = ProgramCell(program, kind, given, SEED)
     request = Request(
         asked, leaves[0], kind(*leaves[1 : 1 + fields]), kind(*leaves[1 + fields : 1 + 2 * fields]), schedule, True
     )

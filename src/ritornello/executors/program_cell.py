@@ -23,6 +23,9 @@ class ProgramCell:
         self.first_row = 0
 
     def __call__(self, x: Tensor, state: Any) -> Any:
+        several = x.dim() == 3  # predecessors, on an axis of their own
+        x = x.squeeze(1) if several else x
+        states = [[field[:, slot] if several else field for field in state] for slot in range(self.program.slots)]
         rows = torch.arange(self.first_row, self.first_row + len(x), device=x.device)
         self.first_row += len(x)
 
@@ -32,8 +35,9 @@ class ProgramCell:
             return philox(self.seed, rows, stream, size).to(x.dtype)
 
         results = self.program.results[: len(self.program.fields)]
-        found = interpret(self.program._replace(results=results), x, [state], self._find, uniform, self.values)
-        return self.kind(*(found[value].expand(len(x), -1) for value in results))
+        found = interpret(self.program._replace(results=results), x, states, self._find, uniform, self.values)
+        new = [found[value].expand(len(x), -1) for value in results]
+        return self.kind(*(field.unsqueeze(1) if several else field for field in new))
 
     def _find(self, name: str) -> Tensor:
         raise AssertionError(f"the program reads {name!r}, whose value was not given")
