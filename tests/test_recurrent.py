@@ -464,11 +464,17 @@ def test_variational_dropout_has_one_mask_for_all_steps() -> None:
     assert bool((outputs == outputs[0]).all())
     assert set(outputs.unique().tolist()) == {0.0, 1 / 0.6}
     nn.init.eye_(ours.weight_hh_l0.data)
-    outputs, _ = ours(torch.ones(6, 3, 50, dtype=F64), lengths=[6, 3, 5])
-    steps = outputs[1:3] / outputs[:2]
-    assert len(outputs[:3].unique()) > 2
-    assert bool(((outputs[0] == 0) == (outputs[0] == 0)).all())
-    assert steps.shape == (2, 3, 50)
+    resets = torch.zeros(6, 3, dtype=torch.bool)
+    resets[3, 0] = True
+    outputs, _ = ours(torch.ones(6, 3, 50, dtype=F64), lengths=[6, 3, 5], resets=resets)
+    x_kept = outputs[0] != 0
+    h_kept = outputs[2] > outputs[0]  # what is carried over grows
+    assert 0.4 < h_kept[x_kept].double().mean() < 0.8
+    expected = torch.zeros(3, 50, dtype=F64)
+    for step in range(6):
+        expected = (x_kept + h_kept * expected * ~resets[step][:, None]) / 0.6
+        going = torch.tensor([step < 6, step < 3, step < 5])[:, None]
+        assert_close(outputs[step], expected * going)
     assert_close(*(ours.eval()(torch.ones(6, 3, 50, dtype=F64))[0] for _ in range(2)))
 
 

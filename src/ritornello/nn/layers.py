@@ -20,10 +20,7 @@ from ritornello.executors.plan import Plan, make_plan
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
 
 
-# The types of states, by their fields; a mask is a field that every step hands on.
-STATES: dict[tuple[str, ...], Any] = {
-    names: namedtuple("State", names) for names in (("h",), ("h", "c"), ("h", "mask"), ("h", "c", "mask"))
-}
+STATES: dict[tuple[str, ...], Any] = {names: namedtuple("State", names) for names in (("h",), ("h", "c"))}
 
 
 class Layer(NamedTuple):
@@ -38,7 +35,8 @@ class Layer(NamedTuple):
         reset: the GRU's reset gate acts "after" the product (as torch's) or "before" it (Cho et al. 2014).
         zoneout: share of the state that stays as it was (Krueger et al. 2017).
         training: whether zoneout draws, or takes the mean.
-        masked: h is multiplied by a mask, the same at every step: variational dropout (Gal & Ghahramani 2016).
+        masked: h is multiplied by a mask that comes after the features of x, the same at every step: variational
+            dropout (Gal & Ghahramani 2016).
     """
 
     mode: str
@@ -67,8 +65,8 @@ class Layer(NamedTuple):
 
     @property
     def State(self) -> Any:
-        """The type of the state in the loop."""
-        return STATES[(*self.state_names, "mask") if self.masked else self.state_names]
+        """The type of the state."""
+        return STATES[self.state_names]
 
     @property
     def gates(self) -> int:
@@ -109,7 +107,8 @@ class LayerCell(Cell):
     norm_c_bias: Tensor
 
     def __init__(self, layer: Layer) -> None:
-        super().__init__(layer.input_size, layer.state_sizes[0])
+        h = layer.state_sizes[0]
+        super().__init__(layer.input_size + layer.masked * h, h)
         self.layer = layer
         for name, shape in layer.shapes().items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
@@ -120,13 +119,13 @@ class LayerCell(Cell):
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        sizes = self.layer.state_sizes
-        return (*sizes, sizes[0]) if self.layer.masked else sizes
+        return self.layer.state_sizes
 
     def forward(self, x: Tensor, s: Any) -> Any:
-        old = s[: len(self.layer.state_names)]
+        old = s
         if self.layer.masked:
-            s = s._replace(h=s.h * s.mask)
+            s = s._replace(h=s.h * x[..., self.layer.input_size :])
+            x = x[..., : self.layer.input_size]
         if self.layer.mode == "LSTM":
             new = self._lstm(x, s)
         elif self.layer.mode == "GRU":
@@ -136,7 +135,7 @@ class LayerCell(Cell):
             new = (squash(self._input(x) + self._recurrent(s.h)),)
         if self.layer.zoneout:
             new = tuple(self._zoned_out(field, before) for field, before in zip(new, old, strict=True))
-        return self.State(*new, s.mask) if self.layer.masked else self.State(*new)
+        return self.State(*new)
 
     def _input(self, x: Tensor) -> Tensor:
         wide = F.linear(x, self.weight_ih, self.bias_ih if self.layer.bias and not self.layer.layer_norm else None)
@@ -194,7 +193,7 @@ class LayerCell(Cell):
 def plan_of(layer: Layer) -> Plan:
     """The layer's program, ready for the compiled machine."""
     cell = LayerCell(layer)
-    return make_plan(cell, layer.input_size, cell.state_sizes, torch.zeros(()))
+    return make_plan(cell, cell.input_size, cell.state_sizes, torch.zeros(()))
 
 
 def capture_layer(*layer: Any) -> Captured:

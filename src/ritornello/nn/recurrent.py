@@ -328,7 +328,8 @@ class Recurrent(nn.RNNBase):
                 place = len(last)
                 entry, blank = self._states_of(layer, place, states, batch.layout.batch, x)
                 named = self._named(layer, f"_l{number}{suffix}")
-                rows, final = unfold(layer, f"_l{number}{suffix}", named, x, entry, blank)
+                read = torch.cat([x, self._mask(x, batch, layer.state_sizes[0])], -1) if layer.masked else x
+                rows, final = unfold(layer, f"_l{number}{suffix}", named, read, entry, blank)
                 steps.append(rows)
                 last.append(final)
             found = [rows[0] for rows in steps[-len(self._suffixes) :]]
@@ -343,13 +344,13 @@ class Recurrent(nn.RNNBase):
         if number and self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         if self.variational_dropout and self.training:
-            mask = self._mask(batch.layout.batch, x.shape[-1], x)
-            x = x * (mask if x.dim() == 3 else mask[batch.sequences()])
+            x = x * self._mask(x, batch, x.shape[-1])
         return x
 
-    def _mask(self, batch: int, size: int, like: Tensor) -> Tensor:
-        """Of variational dropout, a row for each sequence."""
-        return F.dropout(like.new_ones(batch, size), self.variational_dropout)
+    def _mask(self, x: Tensor, batch: Batch, size: int) -> Tensor:
+        """Of variational dropout: one for each sequence, at all of its steps."""
+        mask = F.dropout(x.new_ones(batch.layout.batch, size), self.variational_dropout)
+        return mask.expand(*x.shape[:-1], size) if x.dim() == 3 else mask[batch.sequences()]
 
     def _states_of(self, layer: Layer, place: int, states: Any, count: int, x: Tensor) -> tuple[Any, Any]:
         """The states that sequences enter a layer with, and the initial state, one row."""
@@ -358,9 +359,6 @@ class Recurrent(nn.RNNBase):
         else:
             blank = [x.new_zeros(1, size) for size in layer.state_sizes]
         entry = [f.expand(count, -1) for f in blank] if states is None else [f[place].to(x.dtype) for f in states]
-        if layer.masked:
-            entry.append(self._mask(count, layer.state_sizes[0], x))
-            blank.append(x.new_ones(1, layer.state_sizes[0]))
         return layer.State(*entry), layer.State(*blank)
 
     def _all(self, steps: list[Any], laid_out: Callable[[Tensor], Tensor]) -> Any:
