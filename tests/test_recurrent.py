@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,6 +244,45 @@ def test_compiled_and_exported(name: str, lengths: list[int] | None) -> None:
         assert_close(flat(exported.module()(input.detach())), expected[: len(flat(ours(input)))])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"variational_dropout": 0.3, "weight_drop": 0.3, "zoneout": 0.2},
+        {"layer_norm": True, "peephole": True, "learn_initial": True},
+        {"coupled": True, "residual": True, "reverse": True, "proj_size": 3},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_other_options_compiled(options: dict[str, Any]) -> None:
+    torch._dynamo.reset()
+    ours = rit.nn.LSTM(3, 4, 2, **options)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(allow_rnn=True):
+        outputs, _ = compiled(torch.randn(5, 2, 3))
+        outputs.sum().backward()
+        assert all(parameter.grad is not None for parameter in ours.parameters())
+        ours.eval()
+        x = torch.randn(5, 2, 3)
+        assert_close(flat(compiled(x)), [value.double() for value in flat(ours(x))])
+
+
+LOAD = """
+import sys, torch, ritornello.engine
+program, expected = torch.export.load(sys.argv[1]), torch.load(sys.argv[2])
+outputs, (h, c) = program.module()(expected["x"])
+torch.testing.assert_close([outputs, h, c], expected["found"])
+"""
+
+
+def test_an_exported_module_runs_elsewhere(tmp_path: Path) -> None:
+    ours, x = rit.nn.LSTM(3, 4, 2, bidirectional=True, batch_first=True).eval(), torch.randn(2, 50, 3)
+    torch.export.save(torch.export.export(ours, (x,)), tmp_path / "model.pt2")
+    torch.save({"x": x, "found": [value.detach() for value in flat(ours(x))]}, tmp_path / "expected.pt")
+    files = [str(tmp_path / name) for name in ("model.pt2", "expected.pt")]
+    done = subprocess.run([sys.executable, "-c", LOAD, *files], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 # What torch refuses.
 
 
@@ -371,8 +413,12 @@ def test_all_states(layout: str) -> None:
 def test_nested_tensors() -> None:
     _, ours = both("GRU", 3, 4, 2, bidirectional=True, batch_first=True)
     parts = [torch.randn(n, 3, dtype=F64) for n in (2, 6, 3)]
-    nested = torch.nested.nested_tensor(parts, layout=torch.jagged)
+    nested = torch.nested.nested_tensor(parts, layout=torch.jagged, requires_grad=True)
     outputs, last = ours(nested)
+    (gradient,) = torch.autograd.grad(outputs.values().square().sum(), nested)
+    for part, found in zip(parts, gradient.unbind(), strict=True):
+        part.requires_grad_()
+        assert_close(found, torch.autograd.grad(ours(part[None])[0].square().sum(), part)[0])
     for number, (part, found) in enumerate(zip(parts, outputs.unbind(), strict=True)):
         expected, final = ours(part[None])
         assert_close(found, expected[0])
