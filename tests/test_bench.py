@@ -147,7 +147,7 @@ class TestReplaced:
                 outputs, last = super().forward(*args, **kwargs)
                 return outputs * 1.001, last
 
-        def wrong(model):
+        def wrong(model, executor):
             for module in model.modules():
                 if type(module) is nn.LSTM:
                     rit.nn.replace(module)
@@ -155,7 +155,7 @@ class TestReplaced:
 
         monkeypatch.setattr(dropin, "replace", wrong)
         case = dropin._replaced("x", nn.LSTM(3, 4), (torch.ones(5, 2, 3),))
-        monkeypatch.setattr(dropin, "cases", lambda models: [case])
+        monkeypatch.setattr(dropin, "cases", lambda models, executor: [case])
         status, _, error = shell("--torch", "--seconds", "0.01")
         assert status == 1
         assert "x: replaced modules differ by" in error
@@ -163,6 +163,7 @@ class TestReplaced:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
+            (("--torch", "--shape", "3,2,4"), "--torch and --shape clash"),
             (("--model", "model.py:make"), "--model says what --torch is to replace modules in"),
             (("--torch", "--model", "model.py:none"), "it must be a function that returns a model"),
             (("--torch", "--model", "model.py:nothing"), "Module 'model.py' has no 'nothing'"),

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import ritornello as rit
 from ritornello.errors import ArgumentError
+from ritornello.nn.layers import plan_of
 
 F64 = torch.float64
 PAIRS = {"RNN": (nn.RNN, rit.nn.RNN), "GRU": (nn.GRU, rit.nn.GRU), "LSTM": (nn.LSTM, rit.nn.LSTM)}
@@ -203,6 +204,7 @@ def test_hooks() -> None:
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_gradients_of_each_sample(name: str) -> None:
+    plan_of.cache_clear()  # the first call of all may be under a transformation
     _, ours = both(name, 3, 4, 2)
     x = torch.randn(6, 5, 3, dtype=F64)
     parameters = dict(ours.named_parameters())
@@ -399,15 +401,19 @@ def test_resets_begin_anew() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_states(layout: str) -> None:
-    """The last of them are the final ones, and those of the last layer's h are the outputs."""
+    """In the caller's order: the last layer's h are the outputs, each sequence's last ones the final states."""
     _, ours = both("LSTM", 3, 4, 2, bidirectional=True)
     input, _ = inputs(layout, False)
     outputs, (h, c), states = ours(input, all_states=True)
-    padded = pad_packed_sequence(outputs)[0] if isinstance(outputs, PackedSequence) else outputs
-    if layout in ("padded", "unbatched"):
-        assert_close([states.h[::2, -1], states.c[1::2, 0]], [h[::2], c[1::2]])
-        assert_close(torch.cat([states.h[2], states.h[3]], -1), padded)
-    assert states.c.shape[0] == 4
+    if isinstance(outputs, PackedSequence):
+        padded, lengths = pad_packed_sequence(outputs)
+    else:
+        padded, lengths = outputs, torch.full(outputs.shape[1:-1], len(outputs))
+    assert_close(torch.cat([states.h[2], states.h[3]], -1), padded)
+    final = lengths.sub(1)[None, None, ..., None].expand(2, 1, *lengths.shape, 4)
+    for field, last in ((states.h, h), (states.c, c)):
+        assert_close(field[::2].gather(1, final).squeeze(1), last[::2])
+        assert_close(field[1::2, 0], last[1::2])
 
 
 def test_nested_tensors() -> None:
@@ -524,6 +530,15 @@ def test_variational_dropout_has_one_mask_for_all_steps() -> None:
     assert_close(*(ours.eval()(torch.ones(6, 3, 50, dtype=F64))[0] for _ in range(2)))
 
 
+def test_variational_dropout_leaves_what_a_gru_carries() -> None:
+    """Where the update gate is shut, the state stays as it is."""
+    ours = rit.nn.GRU(1, 4, dtype=F64, variational_dropout=0.5)
+    nn.init.zeros_(ours.weight_hh_l0.data)
+    ours.bias_ih_l0.data[4:8] = 50.0
+    h = torch.full((1, 2, 4), 0.1, dtype=F64)
+    assert_close(ours(torch.zeros(9, 2, 1, dtype=F64), h)[1], h)
+
+
 def test_weight_drop_drops_recurrent_weights_in_training() -> None:
     torch.manual_seed(0)
     ours = rit.nn.RNN(1, 60, dtype=F64, nonlinearity="relu", bias=False, weight_drop=0.5)
@@ -559,6 +574,15 @@ def test_initialisations() -> None:
     ours = rit.nn.LSTM(3, 4, recurrent_init="orthogonal", forget_bias=1.0)
     for gate in ours.weight_hh_l0.split(4):
         assert torch.allclose(gate @ gate.T, torch.eye(4), atol=1e-5)
+    torch.manual_seed(0)
+    fresh = rit.nn.LSTM(3, 4, forget_bias=1.0, layer_norm=True, learn_initial=True, recurrent_init="identity")
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    nn.init.ones_(fresh.initial_h.data)
+    fresh.reset_parameters()
+    for name, value in fresh.state_dict().items():
+        same = name.startswith(("norm", "initial", "weight_hh")) or name == "x"
+        assert torch.equal(value, before[name]) == same, name
+    assert bool((fresh.bias_ih_l0[4:8] + fresh.bias_hh_l0[4:8] == 1).all())
     assert ours.bias_ih_l0[4:8].tolist() == [1.0] * 4
     assert ours.bias_hh_l0[4:8].tolist() == [0.0] * 4
     assert bool((ours.bias_ih_l0[:4] != 1).all())
@@ -609,6 +633,95 @@ def test_cells_that_do_not_fit() -> None:
         ours(torch.zeros(5, 2, 3), torch.zeros(1, 2, 4))
 
 
+WEIGHTS = [
+    ("weight_hh_l0", (4, 4), r"weight_hh_l0 has shape \(4, 4\); expected \(12, 4\)"),
+    ("weight_ih_l0", (16, 2), r"weight_ih_l0 has shape \(16, 2\); expected \(12, 3\)"),
+    ("bias_hh_l0", (3,), r"bias_hh_l0 has shape \(3,\); expected \(12,\)"),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "message"), WEIGHTS)
+def test_weights_that_do_not_fit(name: str, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        torch.func.functional_call(rit.nn.GRU(3, 4), {name: torch.zeros(shape)}, (torch.zeros(5, 2, 3),))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64], ids=str)
+def test_other_dtypes_under_autocast_are_torchs_business(name: str, dtype: torch.dtype) -> None:
+    said = []
+    for module in both(name, 3, 4, dtype=torch.float32):
+        with torch.autocast("cpu", torch.bfloat16):
+            try:
+                said.append([(value.dtype, value.shape) for value in flat(module(torch.ones(5, 2, 3, dtype=dtype)))])
+            except (RuntimeError, ValueError) as error:
+                said.append([type(error)])
+    assert said[0] == said[1]
+
+
+def test_empty_batches_and_the_meta_device() -> None:
+    x = torch.zeros(5, 0, 3)
+    for options, given in (
+        ({}, {}),
+        ({"zoneout": 0.1}, {}),
+        ({"peephole": True}, {"lengths": []}),
+        ({}, {"lengths": []}),
+    ):
+        outputs, (h, _) = rit.nn.LSTM(3, 4, **options)(x, **given)
+        assert (outputs.shape, h.shape) == ((5, 0, 4), (1, 0, 4))
+    outputs, _ = rit.nn.LSTM(3, 4, device="meta")(torch.zeros(5, 2, 3, device="meta"))
+    assert outputs.shape == (5, 2, 4)
+
+
+def test_dropout_and_residual_are_the_same_with_own_cells() -> None:
+    for cell in (None, rit.GRU):
+        torch.manual_seed(0)
+        ours = rit.nn.GRU(4, 4, 2, residual=True, dropout=0.999, cell=cell)
+        assert float(ours(torch.full((5, 2, 4), 10.0))[0].detach().abs().max()) < 2
+
+
+def test_own_cells_keep_the_order_of_packed_rows() -> None:
+    ours = rit.nn.RNN(3, 4, cell=rit.GRU, dtype=F64)
+    packed = pack_padded_sequence(torch.randn(3, 40, 3, dtype=F64), [3] * 20 + [2] * 20)
+    outputs, _ = ours(packed)
+    padded, _ = ours(pad_packed_sequence(packed)[0], lengths=[3] * 20 + [2] * 20)
+    assert_close(outputs.data, pack_padded_sequence(padded, [3] * 20 + [2] * 20).data)
+    assert outputs.sorted_indices is None
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "both directions": (
+        lambda: rit.nn.RNN(3, 4, reverse=True, bidirectional=True),
+        "reverse=True and bidirectional=True",
+    ),
+    "before and norm": (
+        lambda: rit.nn.GRU(3, 4, reset="before", layer_norm=True),
+        "reset='before' and layer_norm=True",
+    ),
+    "reset": (lambda: rit.nn.GRU(3, 4, reset="befor"), "Unknown reset 'befor': did you mean before"),
+    "an instance": (lambda: rit.nn.RNN(3, 4, cell=rit.GRU(3, 4)), "cell is a GRU; give its class"),
+    "no module": (lambda: rit.nn.replace([]), "replace takes a module, not list"),
+    "no executor": (lambda: rit.nn.replace(nn.LSTM(3, 4), executor="cpuu"), "Unknown executor 'cpuu'"),
+    "to_onnx": (lambda: rit.nn.to_onnx(nn.LSTM(3, 4)), "to_onnx takes ritornello.nn.RNN, GRU or LSTM, not LSTM"),
+    "a learnt state": (lambda: rit.nn.to_onnx(rit.nn.GRU(3, 4, learn_initial=True)), "ONNX's GRU has no learn_initial"),
+    "a layer": (lambda: rit.nn.to_onnx(rit.nn.GRU(3, 4), 1), "layer is 1; the module has 1"),
+    "operator": (lambda: rit.nn.from_onnx("Lstm", W, R), "must be one of RNN, GRU, LSTM, not 'Lstm'"),
+    "direction": (lambda: rit.nn.from_onnx("RNN", W, R, direction="back"), "direction must be forward, reverse or"),
+    "directions": (lambda: rit.nn.from_onnx("RNN", W, R, direction="bidirectional"), "W has 1 directions"),
+    "activations": (lambda: rit.nn.from_onnx("RNN", W, R, activations=["Elu"]), "RNN has \\['Tanh'\\] here"),
+    "strided": (lambda: rit.nn.RNN(3, 4)(torch.nested.nested_tensor([torch.zeros(2, 3)])), "layout torch.jagged"),
+}
+W, R = torch.zeros(1, 4, 3), torch.zeros(1, 4, 4)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused(what: str) -> None:
+    call, message = REFUSED[what]
+    with pytest.raises(ArgumentError, match=message):
+        call()
+
+
 # Swapping modules of an existing model.
 
 
@@ -628,7 +741,8 @@ def test_replace() -> None:
     before = model["two"](model["one"](x)[0])[0]
     parameters, names = list(model.parameters()), list(model.state_dict())
     found = {swap.name: swap for swap in rit.nn.replace(model)}
-    assert [found[name].reason is None for name in ("one", "two", "own")] == [True, True, False]
+    assert [found[name].reason is None for name in ("one", "two", "own", "c")] == [True, True, False, True]
+    assert isinstance(model["c"], rit.nn.GRUCell)
     assert "derived from LSTM" in found["own"].reason
     assert isinstance(model["one"], rit.nn.LSTM)
     assert isinstance(model["two"], rit.nn.GRU)
@@ -644,7 +758,7 @@ def test_replace() -> None:
 # PyTorch's own inputs for these classes, and ONNX's own cases.
 
 
-def shipped() -> list[tuple[str, Any]]:
+def shipped() -> list[tuple[str, bool, Any]]:
     from torch.testing._internal.common_modules import module_db
 
     found = []
@@ -653,7 +767,7 @@ def shipped() -> list[tuple[str, Any]]:
         if info.module_cls.__module__ == "torch.nn.modules.rnn":
             for training in (False, True):
                 for sample in info.module_inputs_func(info, "cpu", F64, True, training):
-                    found.append((name, sample))
+                    found.append((name, training, sample))
     return found
 
 
@@ -661,14 +775,23 @@ def test_the_inputs_that_torch_ships() -> None:
     """Of the six classes, in evaluation and in training."""
     torch.manual_seed(0)
     cases = shipped()
-    for name, sample in cases:
+    for name, training, sample in cases:
         made = []
         for kind in (getattr(nn, name), getattr(rit.nn, name)):
             torch.manual_seed(1)
-            made.append(kind(*sample.constructor_input.args, **sample.constructor_input.kwargs).double())
+            made.append(
+                kind(*sample.constructor_input.args, **sample.constructor_input.kwargs).double().train(training)
+            )
         found, expected = (m(*sample.forward_input.args, **sample.forward_input.kwargs) for m in reversed(made))
         assert type(found) is type(expected)
         assert_close(flat(found), flat(expected))
+        gradients = [
+            torch.autograd.grad(
+                sum(value.square().sum() for value in flat(each)), list(module.parameters()), retain_graph=True
+            )
+            for each, module in zip((expected, found), made, strict=True)
+        ]
+        assert_close(list(gradients[1]), list(gradients[0]))
         if sample.reference_fn is not None:
             reference = sample.reference_fn(made[1], *sample.forward_input.args, **sample.forward_input.kwargs)
             assert_close(flat(found), flat(reference))

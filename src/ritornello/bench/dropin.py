@@ -15,7 +15,7 @@ from ritornello.bench import machine
 from ritornello.bench.check import TOLERANCES, Mismatch, relative
 from ritornello.bench.clock import interleave
 from ritornello.bench.contenders import NN, OURS
-from ritornello.bench.settings import DENSE, Shape
+from ritornello.bench.settings import DENSE, Settings, Shape
 from ritornello.cells.catalogue import imported
 from ritornello.errors import ArgumentError
 from ritornello.nn import replace
@@ -42,64 +42,68 @@ class Replaced(NamedTuple):
     exact: tuple[nn.Module, tuple[Any, ...]] | None = None
 
 
-def cases(models: tuple[str, ...]) -> Iterator[Replaced]:
+def cases(models: tuple[str, ...], executor: str = "auto") -> Iterator[Replaced]:
     """What is compared: deep bidirectional stacks, a layer at each shape of the benchmark, half precision, and models.
 
     Args:
         models: `FILE.py:function` or `module:function`, each a function without arguments that returns a model and a
             tuple of what it is called with.
+        executor: ritornello's.
 
     Raises:
         ArgumentError: a function that is not there or returns something else.
     """
-    given = [_loaded(name) for name in models]  # first: a mistake in one is told at once
+    given = [_loaded(name, executor) for name in models]  # first: a mistake in one is told at once
     time, batch, hidden = DEEP
     for kind in (nn.LSTM, nn.GRU, nn.RNN):
         model, x = kind(hidden, hidden, 3, bidirectional=True), torch.randn(time, batch, hidden)
         lengths = torch.randint(time // 10, time + 1, (batch,))
-        yield _replaced(f"{kind.__name__}, 3 × 2 × {hidden}, padded", model, (x,))
+        yield _replaced(f"{kind.__name__}, 3 × 2 × {hidden}, padded", model, (x,), executor)
         packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-        yield _replaced(f"{kind.__name__}, 3 × 2 × {hidden}, packed", model, (packed,))
+        yield _replaced(f"{kind.__name__}, 3 × 2 × {hidden}, packed", model, (packed,), executor)
     for kind in (nn.LSTM, nn.GRU, nn.RNN):
         for time, batch, hidden in DENSE:
             x = torch.randn(time, batch, hidden)
-            yield _replaced(f"{kind.__name__} {time}, {batch}, {hidden}", kind(hidden, hidden), (x,))
+            yield _replaced(f"{kind.__name__} {time}, {batch}, {hidden}", kind(hidden, hidden), (x,), executor)
     time, batch, hidden = DEEP
     for name, dtype in HALF.items() if machine.has_bfloat16() else ():
         model, x = nn.LSTM(hidden, hidden), torch.randn(time, batch, hidden)
-        made = _replaced(f"LSTM {time}, {batch}, {hidden}, {name}", model.to(dtype), (x.to(dtype),))
+        made = _replaced(f"LSTM {time}, {batch}, {hidden}, {name}", model.to(dtype), (x.to(dtype),), executor)
         yield made._replace(exact=(copy.deepcopy(model).float(), (x.to(dtype).float(),)))
     yield from given
 
 
-def _loaded(name: str) -> Replaced:
+def _loaded(name: str, executor: str = "auto") -> Replaced:
     found = imported(name)
     made = found() if callable(found) else None
     if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], nn.Module):
         raise ArgumentError(f"--model {name}: it must be a function that returns a model and a tuple of its inputs.")
-    return _replaced(name.rsplit("/", 1)[-1], *made)
+    return _replaced(name.rsplit("/", 1)[-1], *made, executor)
 
 
-def _replaced(name: str, model: nn.Module, inputs: tuple[Any, ...]) -> Replaced:
+def _replaced(name: str, model: nn.Module, inputs: tuple[Any, ...], executor: str = "auto") -> Replaced:
     model = model.eval()  # what dropout draws could not be compared
     ours = copy.deepcopy(model)
-    replace(ours)
+    replace(ours, executor=executor)
     return Replaced(name, model, ours, inputs)
 
 
-def measure(models: tuple[str, ...], seconds: float, doing: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def measure(models: tuple[str, ...], settings: Settings, doing: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """A row for each case and pass.
 
     Raises:
         Mismatch: two that do not compute the same; they are not timed.
     """
-    for case in cases(models):
+    passes = {"forward": forward, "forward+backward": both}
+    if not settings.backward:
+        del passes["forward+backward"]
+    for case in cases(models, settings.executor):
         doing(f"{case.name}: the same?")
         difference = agree(case)
-        for what, call in (("forward", forward), ("forward+backward", both)):
+        for what, call in passes.items():
             doing(f"{case.name}: {what}")
             calls = {NN: partial(call, case.theirs, case.inputs), OURS: partial(call, case.ours, case.inputs)}
-            times = interleave(calls, seconds)
+            times = interleave(calls, settings.seconds)
             ms = {name: 1e3 * each.best for name, each in times.items()}
             yield {
                 "case": case.name,
@@ -133,6 +137,8 @@ def agree(case: Replaced) -> float:
         Mismatch: one beyond what is allowed.
     """
     found, expected = both(case.ours, case.inputs), both(case.theirs, case.inputs)
+    if not found:
+        raise ArgumentError(f"{case.name}: the model returns no tensor that depends on its parameters.")
     allowed = TOLERANCES[torch.float32]
     if case.exact is not None:
         theirs, expected = expected, both(*case.exact)

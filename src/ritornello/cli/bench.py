@@ -78,6 +78,10 @@ def bench(
 
     if model and not torch_:
         raise ArgumentError("--model says what --torch is to replace modules in: give both.")
+    others = {"--shape": shape, "--cell": cell, "--all": everyone, "--ragged": ragged, "--first-call": first_call}
+    others |= {"--bfloat16": bfloat16, "--streaming": streaming, "--dtype": dtype != "float32"}
+    if torch_ and (clash := [name for name, value in others.items() if value]):
+        raise ArgumentError(f"--torch and {clash[0]} clash: --torch has cases of its own.")
     asked = bool(shape or ragged or first_call or bfloat16 or streaming)
     halves = has_bfloat16() and not asked if bfloat16 is None else bfloat16
     shapes = tuple(_shape(text) for text in shape)
@@ -120,7 +124,7 @@ def _torch(models: tuple[str, ...], settings: Any, report: Any) -> dict[str, Any
     report.replaced_header()
     rows = []
     try:
-        for row in dropin.measure(models, settings.seconds, lambda what: report.doing(what, 0.0)):
+        for row in dropin.measure(models, settings, lambda what: report.doing(what, 0.0)):
             report.replaced(row)
             rows.append(row)
     finally:

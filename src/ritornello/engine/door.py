@@ -65,8 +65,7 @@ def _settle_dtype(cell: Cell, x: Tensor) -> Tensor:
         raise ArgumentError(
             f"x is on {x.device} and the parameters of {name_of(cell)} on {weight.device}: move one of them."
         )
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if autocast_is_on(x):
         return x.to(weight.dtype)
     if weight.dtype != x.dtype:
         raise ArgumentError(
@@ -74,6 +73,12 @@ def _settle_dtype(cell: Cell, x: Tensor) -> Tensor:
             f"convert one of them with .to(...), or use torch.autocast."
         )
     return x
+
+
+def autocast_is_on(x: Tensor) -> bool:
+    """Whether torch.autocast is on for x's device; some devices know no autocast."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def settle_lengths(lengths: Any, layout: Layout) -> Tensor | None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ritornello.cells.cell import Cell
 from ritornello.engine.op import Captured, capture_plan
@@ -35,8 +36,8 @@ class Layer(NamedTuple):
         reset: the GRU's reset gate acts "after" the product (as torch's) or "before" it (Cho et al. 2014).
         zoneout: share of the state that stays as it was (Krueger et al. 2017).
         training: whether zoneout draws, or takes the mean.
-        masked: h is multiplied by a mask that comes after the features of x, the same at every step: variational
-            dropout (Gal & Ghahramani 2016).
+        masked: h, as the products read it, is multiplied by a mask that comes after the features of x, the same at
+            every step: variational dropout (Gal & Ghahramani 2016).
     """
 
     mode: str
@@ -122,19 +123,19 @@ class LayerCell(Cell):
         return self.layer.state_sizes
 
     def forward(self, x: Tensor, s: Any) -> Any:
-        old = s
+        h = s.h  # as the products read it
         if self.layer.masked:
-            s = s._replace(h=s.h * x[..., self.layer.input_size :])
+            h = h * x[..., self.layer.input_size :]
             x = x[..., : self.layer.input_size]
         if self.layer.mode == "LSTM":
-            new = self._lstm(x, s)
+            new = self._lstm(x, h, s)
         elif self.layer.mode == "GRU":
-            new = self._gru(x, s)
+            new = self._gru(x, h, s)
         else:
             squash = torch.tanh if self.layer.mode == "RNN_TANH" else torch.relu
-            new = (squash(self._input(x) + self._recurrent(s.h)),)
+            new = (squash(self._input(x) + self._recurrent(h)),)
         if self.layer.zoneout:
-            new = tuple(self._zoned_out(field, before) for field, before in zip(new, old, strict=True))
+            new = tuple(self._zoned_out(field, before) for field, before in zip(new, s, strict=True))
         return self.State(*new)
 
     def _input(self, x: Tensor) -> Tensor:
@@ -151,8 +152,8 @@ class LayerCell(Cell):
         wide = F.layer_norm(wide, wide.shape[-1:], self.norm_hh)
         return wide + self.bias_hh if self.layer.bias else wide
 
-    def _lstm(self, x: Tensor, s: Any) -> tuple[Tensor, ...]:
-        gates = (self._input(x) + self._recurrent(s.h)).chunk(self.layer.gates, -1)
+    def _lstm(self, x: Tensor, read: Tensor, s: Any) -> tuple[Tensor, ...]:
+        gates = (self._input(x) + self._recurrent(read)).chunk(self.layer.gates, -1)
         i, g, o = gates[0], gates[-2], gates[-1]
         if self.layer.peephole:
             i = i + self.weight_ci * s.c
@@ -167,18 +168,18 @@ class LayerCell(Cell):
         h = o * torch.tanh(seen)
         return (F.linear(h, self.weight_hr) if self.layer.proj_size else h), c
 
-    def _gru(self, x: Tensor, s: Any) -> tuple[Tensor, ...]:
+    def _gru(self, x: Tensor, read: Tensor, s: Any) -> tuple[Tensor, ...]:
         size = self.layer.hidden_size
         if self.layer.reset == "after":
-            (xr, xz, xn), (hr, hz, hn) = self._input(x).chunk(3, -1), self._recurrent(s.h).chunk(3, -1)
+            (xr, xz, xn), (hr, hz, hn) = self._input(x).chunk(3, -1), self._recurrent(read).chunk(3, -1)
             r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
             n = torch.tanh(xn + r * hn)
         else:
             wide = self._input(x)
             bias = self.bias_hh if self.layer.bias else None
-            first = F.linear(s.h, self.weight_hh[: 2 * size], None if bias is None else bias[: 2 * size])
+            first = F.linear(read, self.weight_hh[: 2 * size], None if bias is None else bias[: 2 * size])
             r, z = torch.sigmoid(wide[..., : 2 * size] + first).chunk(2, -1)
-            last = F.linear(r * s.h, self.weight_hh[2 * size :], None if bias is None else bias[2 * size :])
+            last = F.linear(r * read, self.weight_hh[2 * size :], None if bias is None else bias[2 * size :])
             n = torch.tanh(wide[..., 2 * size :] + last)
         return ((1 - z) * n + z * s.h,)
 
@@ -192,8 +193,9 @@ class LayerCell(Cell):
 @lru_cache(maxsize=256)
 def plan_of(layer: Layer) -> Plan:
     """The layer's program, ready for the compiled machine."""
-    cell = LayerCell(layer)
-    return make_plan(cell, cell.input_size, cell.state_sizes, torch.zeros(()))
+    with temporarily_clear_interpreter_stack():  # under torch.func a transformation would watch the trace
+        cell = LayerCell(layer)
+        return make_plan(cell, cell.input_size, cell.state_sizes, torch.zeros(()))
 
 
 def capture_layer(*layer: Any) -> Captured:

@@ -68,7 +68,10 @@ class Batch:
     def padded(self, rows: Tensor) -> Tensor:
         """Rows as steps, with zeros for padding, in the order of the caller's axes."""
         time, batch = self.layout.time, self.layout.batch
-        return self.laid_out(from_rows(rows, self._base, time * batch).view(time, batch, rows.shape[-1]))
+        steps = from_rows(rows, self._base, time * batch).view(time, batch, rows.shape[-1])
+        if self.packed and self.given.unsorted_indices is not None:
+            steps = steps.index_select(1, self.given.unsorted_indices)
+        return self.laid_out(steps)
 
     def laid_out(self, steps: Tensor) -> Tensor:
         """(time, batch, features) in the order of the caller's axes."""
@@ -84,6 +87,12 @@ class Batch:
             return padded
         valid = torch.arange(self.layout.time)[None, :] < self.given.offsets().diff()[:, None]
         return torch.nested.nested_tensor_from_jagged(padded[valid], self.given.offsets())
+
+
+def check_nested(given: Tensor) -> None:
+    """Raises ArgumentError unless a nested tensor is one that can be read."""
+    if given.layout != torch.jagged or getattr(given, "_lengths", None) is not None:
+        raise ArgumentError("a nested tensor must be of layout torch.jagged, without holes between its rows.")
 
 
 def settle(given: Any, batch_first: bool, lengths: Any, resets: Any) -> Batch:

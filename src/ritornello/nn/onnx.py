@@ -39,7 +39,9 @@ def to_onnx(module: Recurrent, layer: int = 0) -> tuple[dict[str, Tensor], dict[
     """
     name = _operator(module)
     own = {option: getattr(module, option) for option in module.own}
-    for option in ("layer_norm", "proj_size", "residual", "zoneout"):
+    if not 0 <= layer < module.num_layers:
+        raise ArgumentError(f"layer is {layer}; the module has {module.num_layers}, counted from 0.")
+    for option in ("cell", "layer_norm", "learn_initial", "proj_size", "residual", "zoneout"):
         if getattr(module, option):
             raise ArgumentError(
                 f"ONNX's {name} has no {option}: {option}={getattr(module, option)!r} cannot be written."
@@ -101,13 +103,15 @@ def from_onnx(
         raise ArgumentError(f"ONNX's operator must be one of RNN, GRU, LSTM, not {operator!r}.")
     if direction not in ("forward", "reverse", "bidirectional"):
         raise ArgumentError(f"direction must be forward, reverse or bidirectional, not {direction!r}.")
+    if (direction == "bidirectional") != (len(W) == 2):
+        raise ArgumentError(f"direction is {direction!r}, and W has {len(W)} directions.")
     usual = {"RNN": ["Tanh"], "GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}[operator]
     relu = operator == "RNN" and activations is not None and set(activations) == {"Relu"}
     if activations is not None and not relu and activations != usual * len(W):
         raise ArgumentError(f"activations={activations}: {operator} has {usual} here, RNN also Relu.")
     hidden, sizes = R.shape[-1], {"input_size": W.shape[-1], "hidden_size": R.shape[-1]}
     common: dict[str, Any] = {**sizes, "bias": B is not None, "batch_first": batch_first, "bidirectional": len(W) == 2}
-    common["reverse"] = direction == "reverse"
+    common |= {"reverse": direction == "reverse", "dtype": W.dtype, "device": W.device}
     if operator == "RNN":
         module: Recurrent = RNN(**common, nonlinearity="relu" if relu else "tanh")
     elif operator == "GRU":

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ritornello.engine import Unfold
 from ritornello.errors import ArgumentError
@@ -30,6 +30,10 @@ def stack_of(module: Any, asked: set[str]) -> Stack:
     clash += [name for name, usual in (("proj_size", 0), ("bias", True)) if getattr(module, name) != usual]
     if clash:
         raise ArgumentError(f"cell and {clash[0]} clash: {clash[0]} is about torch's equations, not the cell's.")
+    if isinstance(module.cell, torch.nn.Module):
+        raise ArgumentError(
+            f"cell is a {type(module.cell).__name__}; give its class, of which each layer makes its own."
+        )
     makers = module.cell if isinstance(module.cell, (tuple, list)) else [module.cell] * module.num_layers
     if len(makers) != module.num_layers:
         raise ArgumentError(f"cell has {len(makers)} entries; num_layers is {module.num_layers}.")
@@ -46,11 +50,13 @@ def stack_of(module: Any, asked: set[str]) -> Stack:
         layers.append(Residual(layer) if module.residual and layer.input_size == layer.output_size else layer)
     if len(states) > 1:
         raise ArgumentError("cell: the layers' states have different fields or sizes; use ritornello.nn.Stack.")
-    return Stack(layers, dropout=module.dropout).to(module.weight_ih_l0)
+    return Stack(layers, dropout=module.dropout).to(module._like)
 
 
 def call_stack(module: Any, input: Any, hx: Any, lengths: Any, resets: Any, all_states: bool) -> tuple[Any, Any]:
     """A call of the module's stack with torch's shapes around it: hx has (layers · directions, batch, size) a field."""
+    if isinstance(input, Tensor) and input.is_nested:
+        raise ArgumentError("a nested tensor and cell clash: pad it, and give lengths.")
     if all_states:
         raise ArgumentError("all_states and cell clash: unfold the cells with ritornello.Unfold, layer by layer.")
     x, packed = input, isinstance(input, PackedSequence)
@@ -62,8 +68,15 @@ def call_stack(module: Any, input: Any, hx: Any, lengths: Any, resets: Any, all_
     finals = [state for layer in last for state in (layer if module.bidirectional else (layer,))]
     hidden = tuple(torch.stack(field) for field in zip(*finals, strict=True))
     if packed:
-        outputs = pack_padded_sequence(outputs, lengths, batch_first=module.batch_first, enforce_sorted=False)
+        outputs = input._replace(data=_packed_like(input, outputs.transpose(0, 1) if module.batch_first else outputs))
     return outputs, hidden if len(hidden) > 1 else hidden[0]
+
+
+def _packed_like(packed: PackedSequence, steps: Tensor) -> Tensor:
+    """(time, batch, size) as the data of a packed sequence, in the order of its rows."""
+    if packed.sorted_indices is not None:
+        steps = steps.index_select(1, packed.sorted_indices)
+    return steps[torch.arange(steps.shape[1]) < packed.batch_sizes[:, None]]
 
 
 def _by_layer(module: Any, fields: tuple[Tensor, ...]) -> list[Any]:

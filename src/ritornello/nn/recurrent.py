@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ritornello.engine.door import autocast_is_on
 from ritornello.engine.op import captured_values, new_seed
 from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError, nearest
@@ -18,7 +19,7 @@ from ritornello.executors.cpu import unfit
 from ritornello.executors.program_cell import BoundCell
 from ritornello.executors.run import machine_type
 from ritornello.nn.layers import STATES, Layer, capture_layer, plan_of
-from ritornello.nn.layout import Batch, settle
+from ritornello.nn.layout import Batch, check_nested, settle
 from ritornello.nn.own import call_stack, stack_of
 from ritornello.structures import from_rows, to_rows
 
@@ -34,7 +35,7 @@ class Recurrent(nn.RNNBase):
             same at every step (Gal & Ghahramani 2016).
         weight_drop: share of the recurrent weights that is zeroed in training (Merity, Keskar & Socher 2018).
         layer_norm: both products, and an LSTM's c on its way to h, are normalised (Ba, Kiros & Hinton 2016).
-        residual: a layer's input is added to its output where sizes are alike (He et al. 2016).
+        residual: a layer's input, as dropout leaves it, is added to its output where sizes are alike (He et al. 2016).
         learn_initial: the initial states are parameters, `initial_h` and `initial_c`, (layers · directions, size), at
             first zero.
         reverse: one direction, from each sequence's last step to its first.
@@ -55,6 +56,7 @@ class Recurrent(nn.RNNBase):
     cell: Any
     executor: str
     plain: bool
+    stack: Any
 
     own: ClassVar[tuple[str, ...]] = ()  # options of the equations that only this class has
     beyond: ClassVar[dict[str, Any]] = {
@@ -93,13 +95,34 @@ class Recurrent(nn.RNNBase):
                 delattr(self, name)
             self._init_flat_weights()
             return
+        if self.plain:
+            return
         for number in range(self.num_layers):
             for suffix in self._suffixes:
                 self._extend_layer(f"_l{number}{suffix}", self._layer(number))
         if self.learn_initial:
             count, layer = self.num_layers * len(self._suffixes), self._layer(0)
             for name, size in zip(layer.state_names, layer.state_sizes, strict=True):
-                setattr(self, f"initial_{name}", nn.Parameter(self._like.new_zeros(count, size)))
+                setattr(self, f"initial_{name}", nn.Parameter(self._like.new_empty(count, size)))
+        self._initialise()
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as the constructor did."""
+        if getattr(self, "cell", None) is not None:
+            self.stack = stack_of(self, {"cell"})
+            return
+        super().reset_parameters()
+        if not getattr(self, "plain", True):
+            self._initialise()
+
+    def _initialise(self) -> None:
+        """What is not drawn as torch draws: norms, initial states, and recurrent weights if it is asked for."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.startswith("norm"):
+                    parameter.fill_(0.0 if "bias" in name else 1.0)
+                elif name.startswith("initial"):
+                    parameter.zero_()
         if self.recurrent_init is not None:
             initialise_recurrent(self, self.recurrent_init)
 
@@ -117,11 +140,7 @@ class Recurrent(nn.RNNBase):
             if known is not None and known.shape == shape:
                 continue
             made = nn.Parameter(self._like.new_empty(shape))
-            if name.startswith("norm"):
-                nn.init.constant_(made, 0.0 if name.endswith("bias") else 1.0)
-            else:
-                nn.init.uniform_(made, -bound, bound)
-            setattr(self, name + suffix, made)
+            setattr(self, name + suffix, nn.init.uniform_(made, -bound, bound))
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
@@ -130,7 +149,9 @@ class Recurrent(nn.RNNBase):
 
     @property
     def _like(self) -> Tensor:
-        return self.weight_hh_l0  # type: ignore[return-value]
+        """A parameter, for its dtype and device; none that a parametrization would have to compute."""
+        own = next((parameter for parameter in self._parameters.values() if parameter is not None), None)
+        return next(self.parameters()) if own is None else own
 
     @property
     def _suffixes(self) -> tuple[str, ...]:
@@ -153,7 +174,11 @@ class Recurrent(nn.RNNBase):
 
     def _named(self, layer: Layer, suffix: str) -> dict[str, Tensor]:
         """The parameters of a layer, by the names that its equations have for them."""
-        named = {name: getattr(self, name + suffix) for name in layer.shapes()}
+        named = {}
+        for name, shape in layer.shapes().items():
+            found = named[name] = getattr(self, name + suffix)
+            if found.shape != shape:
+                raise RuntimeError(f"{name}{suffix} has shape {tuple(found.shape)}; expected {shape}.")
         if self.weight_drop and self.training:
             named["weight_hh"] = F.dropout(named["weight_hh"], self.weight_drop)
         return named
@@ -182,6 +207,8 @@ class Recurrent(nn.RNNBase):
         if self.cell is not None:
             return call_stack(self, input, hx, lengths, resets, all_states)
         data = input.data if isinstance(input, PackedSequence) else input
+        if isinstance(data, Tensor) and data.is_nested:
+            check_nested(data)
         beyond = not self.plain or lengths is not None or resets is not None or all_states
         if not self._fits(data, input, hx) or (not beyond and not _is_ours(data)):
             return self._as_torch(data, input, hx, beyond)
@@ -189,7 +216,7 @@ class Recurrent(nn.RNNBase):
         batch = settle(input, self.batch_first, lengths, resets)
         in_graph = torch.compiler.is_compiling() and not batch.packed and unfit(data) is None
         outputs, last, steps = (self._in_graph if in_graph else self._on_rows)(batch, states, all_states)
-        if torch.is_autocast_enabled(data.device.type):
+        if autocast_is_on(data):
             outputs, last = self._lowered(outputs, last, data.device.type)
         hidden = [self._handed_back(field, input, batch) for field in last]
         result = tuple(hidden) if len(hidden) > 1 else hidden[0]
@@ -205,7 +232,7 @@ class Recurrent(nn.RNNBase):
                 raise
             raise type(error)(said) from error
         if beyond:
-            raise ArgumentError("what torch.nn cannot do is not built for such an input.")
+            raise ArgumentError(f"Options that torch lacks take no input of {data.dtype} beside {self._like.dtype}.")
         return found
 
     def _about_states(self, data: Tensor, input: Any, hx: Any) -> str | None:
@@ -235,10 +262,12 @@ class Recurrent(nn.RNNBase):
         if not isinstance(data, Tensor) or data.dim() not in ((2,) if data is not input else (2, 3)):
             return False
         weight = self._like
-        if data.shape[-1] != self.input_size or data.device != weight.device or data.numel() == 0:
+        steps = 1 if data.dim() == 3 and self.batch_first else 0
+        if data.shape[-1] != self.input_size or data.device != weight.device or data.shape[steps] == 0:
             return False
-        loose = torch.is_autocast_enabled(data.device.type)
-        if data.dtype != weight.dtype and not loose:
+        loose = autocast_is_on(data)
+        known = (torch.float32, torch.get_autocast_dtype(data.device.type)) if loose else (weight.dtype,)
+        if data.dtype not in known:
             return False
         if hx is None:
             return True
@@ -322,8 +351,8 @@ class Recurrent(nn.RNNBase):
         last: list[Any] = []
         steps: list[Any] = []
         for number in range(self.num_layers):
-            layer, below = self._layer(number), x
-            x = self._dropped(x, number, batch)
+            layer = self._layer(number)
+            x = below = self._dropped(x, number, batch)
             for suffix in self._suffixes:
                 place = len(last)
                 entry, blank = self._states_of(layer, place, states, batch.layout.batch, x)
@@ -465,6 +494,8 @@ class LSTM(Recurrent, nn.LSTM):
         (torch.Size([1, 5, 2, 4]), True)
     """
 
+    forget_bias: float | None
+
     own = ("peephole", "coupled")
     beyond: ClassVar[dict[str, Any]] = {**Recurrent.beyond, "peephole": False, "coupled": False, "forget_bias": None}
 
@@ -475,7 +506,11 @@ class LSTM(Recurrent, nn.LSTM):
         if forget is not None and not self.bias:
             raise ArgumentError("forget_bias and bias=False clash: there is no bias to set.")
         super()._extend(options)
-        for name, bias in self.named_parameters() if forget is not None else ():
+
+    def _initialise(self) -> None:
+        super()._initialise()
+        for name, bias in self.named_parameters() if self.forget_bias is not None else ():
             if name.startswith("bias_"):
                 with torch.no_grad():
-                    bias[self.hidden_size : 2 * self.hidden_size] = forget if name.startswith("bias_ih") else 0.0
+                    share = self.forget_bias or 0.0 if name.startswith("bias_ih") else 0.0
+                    bias[self.hidden_size : 2 * self.hidden_size] = share

@@ -8,9 +8,18 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ritornello.errors import ArgumentError
+from ritornello.executors import check_name
+from ritornello.nn.cells import GRUCell, LSTMCell, RNNCell
 from ritornello.nn.recurrent import GRU, LSTM, RNN, Recurrent
 
-OURS: dict[type[nn.Module], type[Recurrent]] = {nn.RNN: RNN, nn.LSTM: LSTM, nn.GRU: GRU}
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.RNN: RNN,
+    nn.LSTM: LSTM,
+    nn.GRU: GRU,
+    nn.RNNCell: RNNCell,
+    nn.LSTMCell: LSTMCell,
+    nn.GRUCell: GRUCell,
+}
 
 
 class Swap(NamedTuple):
@@ -28,7 +37,7 @@ class Swap(NamedTuple):
 
 
 def replace(model: nn.Module, *, executor: str = "auto") -> list[Swap]:
-    """Makes `torch.nn.RNN`, `LSTM` and `GRU` within a model ritornello's, in place.
+    """Makes `torch.nn.RNN`, `LSTM`, `GRU` and their cells within a model ritornello's, in place.
 
     The objects stay what they are: the same parameters (an optimiser goes on with them), hooks, parametrizations and
     names in the state dict.
@@ -53,9 +62,10 @@ def replace(model: nn.Module, *, executor: str = "auto") -> list[Swap]:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"replace takes a module, not {type(model).__name__}.")
+    check_name(executor)
     found = []
     for name, module in model.named_modules():
-        if isinstance(module, Recurrent) or not isinstance(module, nn.RNNBase):
+        if isinstance(module, tuple(OURS.values())) or not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             continue
         was = _torchs_class(module)
         if was in OURS:
@@ -75,11 +85,12 @@ def _base(module: nn.Module) -> str:
     return next((known.__name__ for known in OURS if isinstance(module, known)), "RNNBase")
 
 
-def _become(module: nn.Module, ours: type[Recurrent], executor: str) -> None:
+def _become(module: nn.Module, ours: type[nn.Module], executor: str) -> None:
     kind = type(module)
     if parametrize.is_parametrized(module):  # whose class holds a property for each parametrized parameter
         ours = type(
             kind.__name__, (ours,), {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
         )
     module.__class__ = ours
-    module._extend({**ours.beyond, "executor": executor})  # type: ignore[operator]
+    if isinstance(module, Recurrent):
+        module._extend({**module.beyond, "executor": executor})

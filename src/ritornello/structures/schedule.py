@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -55,12 +56,24 @@ class Schedule:
 
 def to_rows(x: Tensor, schedule: Schedule) -> Tensor:
     """(positions, features) to (schedule.rows, features) in the schedule's order."""
-    return x if schedule.order is None else _Gathered.apply(x, schedule.order.to(x.device))
+    if schedule.order is None:
+        return x
+    order = schedule.order.to(x.device)
+    return _Gathered.apply(x, order) if _differentiated(x) else _Gathered.forward(x, order)
 
 
 def from_rows(rows: Tensor, schedule: Schedule, positions: int) -> Tensor:
     """The way back: (schedule.rows, size) to (positions, size), zeros where there is padding."""
-    return rows if schedule.order is None else _Scattered.apply(rows, schedule.order.to(rows.device), positions)
+    if schedule.order is None:
+        return rows
+    order = schedule.order.to(rows.device)
+    scatter = _Scattered.apply if _differentiated(rows) else _Scattered.forward
+    return scatter(rows, order, positions)
+
+
+def _differentiated(x: Tensor) -> bool:
+    """Whether somebody may ask for a derivative; a node of autograd's graph costs 20 microseconds."""
+    return (x.requires_grad and torch.is_grad_enabled()) or torch._C._are_functorch_transforms_active()
 
 
 class _Gathered(Function):
