@@ -669,8 +669,10 @@ def test_empty_batches_and_the_meta_device() -> None:
     ):
         outputs, (h, _) = rit.nn.LSTM(3, 4, **options)(x, **given)
         assert (outputs.shape, h.shape) == ((5, 0, 4), (1, 0, 4))
-    outputs, _ = rit.nn.LSTM(3, 4, device="meta")(torch.zeros(5, 2, 3, device="meta"))
-    assert outputs.shape == (5, 2, 4)
+    for options in ({}, {"peephole": True, "layer_norm": True}, {"zoneout": 0.1}, {"coupled": True}):
+        ours = rit.nn.LSTM(3, 4, 2, bidirectional=True, device="meta", **options)
+        for given in ({}, {"lengths": [5, 3]}):
+            assert ours(torch.zeros(5, 2, 3, device="meta"), **given)[0].shape == (5, 2, 8)
 
 
 def test_dropout_and_residual_are_the_same_with_own_cells() -> None:

@@ -83,7 +83,7 @@ def interpret(
             assert uniform is not None, "the program draws random numbers"
             found[value] = uniform(node.attributes[0], node.size)
         elif node.rate <= PARAMETER:
-            found[value] = parameters(program.nodes, [value], find, x.dtype)[value].to(x.dtype)
+            found[value] = parameters(program.nodes, [value], find, x.dtype)[value].to(x)
         else:
             args = [found[arg] for arg in node.args]
             if node.op == "cat":
