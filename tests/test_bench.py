@@ -134,7 +134,7 @@ class TestReplaced:
         assert (status, error, torch.get_num_threads()) == (0, "", threads)
         rows = json.loads(Path("o.json").read_text())["torch"]
         names = list(dict.fromkeys(row["case"] for row in rows))
-        assert len(names) == 6 + 3 + (2 if machine.has_bfloat16() else 0) + 1
+        assert len(names) == 6 + 3 + 2 + 1
         assert names[-1] == "model.py:make"
         assert [row["what"] for row in rows] == ["forward", "forward+backward"] * len(names)
         for row in rows:

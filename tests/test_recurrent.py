@@ -682,6 +682,33 @@ def test_dropout_and_residual_are_the_same_with_own_cells() -> None:
         assert float(ours(torch.full((5, 2, 4), 10.0))[0].detach().abs().max()) < 2
 
 
+def test_own_cells_are_reset_in_place() -> None:
+    ours = rit.nn.RNN(3, 4, cell=rit.GRU)
+    before = {name: (parameter, parameter.detach().clone()) for name, parameter in ours.named_parameters()}
+    ours.reset_parameters()
+    for name, parameter in ours.named_parameters():
+        assert parameter is before[name][0]
+        assert not torch.equal(parameter, before[name][1])
+
+
+@pytest.mark.parametrize("hx", [3, (), (torch.zeros(1, 2, 4),), (torch.zeros(1, 2, 4), 3)], ids=str)
+def test_states_that_are_none(hx: Any) -> None:
+    """Of another kind or number: torch's own error, whatever it is, and ours where there are options."""
+    for options in ({}, {"peephole": True}):
+        with pytest.raises((RuntimeError, ValueError, TypeError, IndexError, AttributeError)):
+            rit.nn.LSTM(3, 4, **options)(torch.zeros(5, 2, 3), hx)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_without_the_extension_it_is_torch_that_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = both(name, 3, 4)
+    input, _ = inputs("padded", False)
+    expected = answer(theirs, input)
+    monkeypatch.setattr("ritornello.executors.cpu._core", None)
+    monkeypatch.setattr("ritornello.nn.recurrent.choose", None)  # nobody asks for an executor
+    assert_close(answer(ours, input), expected)
+
+
 def test_own_cells_keep_the_order_of_packed_rows() -> None:
     ours = rit.nn.RNN(3, 4, cell=rit.GRU, dtype=F64)
     packed = pack_padded_sequence(torch.randn(3, 40, 3, dtype=F64), [3] * 20 + [2] * 20)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from ritornello.bench import machine
 from ritornello.bench.check import TOLERANCES, Mismatch, relative
 from ritornello.bench.clock import interleave
 from ritornello.bench.contenders import NN, OURS
@@ -22,7 +21,6 @@ from ritornello.nn import replace
 
 DEEP: Shape = (100, 32, 256)  # three bidirectional layers
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-ROUNDED = 5e-2  # of the largest value: what half precision may differ from float32 by, unless torch's differs more
 
 
 class Replaced(NamedTuple):
@@ -66,7 +64,7 @@ def cases(models: tuple[str, ...], executor: str = "auto") -> Iterator[Replaced]
             x = torch.randn(time, batch, hidden)
             yield _replaced(f"{kind.__name__} {time}, {batch}, {hidden}", kind(hidden, hidden), (x,), executor)
     time, batch, hidden = DEEP
-    for name, dtype in HALF.items() if machine.has_bfloat16() else ():
+    for name, dtype in HALF.items():
         model, x = nn.LSTM(hidden, hidden), torch.randn(time, batch, hidden)
         made = _replaced(f"LSTM {time}, {batch}, {hidden}, {name}", model.to(dtype), (x.to(dtype),), executor)
         yield made._replace(exact=(copy.deepcopy(model).float(), (x.to(dtype).float(),)))
@@ -141,8 +139,7 @@ def agree(case: Replaced) -> float:
         raise ArgumentError(f"{case.name}: the model returns no tensor that depends on its parameters.")
     allowed = TOLERANCES[torch.float32]
     if case.exact is not None:
-        theirs, expected = expected, both(*case.exact)
-        allowed = max(ROUNDED, *(2 * relative(one, other) for one, other in zip(theirs, expected, strict=True)))
+        expected, allowed = both(*case.exact), TOLERANCES[torch.bfloat16]
     difference = max(relative(one, other) for one, other in zip(found, expected, strict=True))
     if not difference <= allowed:
         raise Mismatch(f"{case.name}: replaced modules differ by {difference:.1e} where {allowed:.0e} is allowed.")

@@ -19,8 +19,6 @@ from ritornello.engine.op import Captured, capture_plan
 from ritornello.executors.plan import Plan, make_plan
 
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
-
-
 STATES: dict[tuple[str, ...], Any] = {names: namedtuple("State", names) for names in (("h",), ("h", "c"))}
 
 
@@ -139,18 +137,18 @@ class LayerCell(Cell):
         return self.State(*new)
 
     def _input(self, x: Tensor) -> Tensor:
-        wide = F.linear(x, self.weight_ih, self.bias_ih if self.layer.bias and not self.layer.layer_norm else None)
-        if not self.layer.layer_norm:
-            return wide
-        wide = F.layer_norm(wide, wide.shape[-1:], self.norm_ih)
-        return wide + self.bias_ih if self.layer.bias else wide
+        return self._product(x, self.weight_ih, "ih")
 
     def _recurrent(self, h: Tensor) -> Tensor:
-        wide = F.linear(h, self.weight_hh, self.bias_hh if self.layer.bias and not self.layer.layer_norm else None)
+        return self._product(h, self.weight_hh, "hh")
+
+    def _product(self, x: Tensor, weight: Tensor, side: str) -> Tensor:
+        """All gates' share of x or h; the bias comes after the norm."""
+        bias = getattr(self, f"bias_{side}") if self.layer.bias else None
         if not self.layer.layer_norm:
-            return wide
-        wide = F.layer_norm(wide, wide.shape[-1:], self.norm_hh)
-        return wide + self.bias_hh if self.layer.bias else wide
+            return F.linear(x, weight, bias)
+        wide = F.layer_norm(F.linear(x, weight), weight.shape[:1], getattr(self, f"norm_{side}"))
+        return wide if bias is None else wide + bias
 
     def _lstm(self, x: Tensor, read: Tensor, s: Any) -> tuple[Tensor, ...]:
         gates = (self._input(x) + self._recurrent(read)).chunk(self.layer.gates, -1)

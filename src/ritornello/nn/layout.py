@@ -85,7 +85,7 @@ class Batch:
         padded = self.padded(rows)
         if not self.given.is_nested:
             return padded
-        valid = torch.arange(self.layout.time)[None, :] < self.given.offsets().diff()[:, None]
+        valid = torch.arange(self.layout.time)[None, :] < self.given.offsets().diff().cpu()[:, None]
         return torch.nested.nested_tensor_from_jagged(padded[valid], self.given.offsets())
 
 
@@ -118,9 +118,9 @@ def settle(given: Any, batch_first: bool, lengths: Any, resets: Any) -> Batch:
         layout = door.Layout(int(counts.max()), len(counts), True, True)
         return Batch(given, layout, door.settle_lengths(counts, layout))
     batched = given.dim() == 3
-    time, batch = (given.shape[1], given.shape[0]) if batched and batch_first else (given.shape[0], 1)
-    if batched and not batch_first:
-        batch = given.shape[1]
+    time, batch = given.shape[:2] if batched else (given.shape[0], 1)
+    if batched and batch_first:
+        time, batch = batch, time
     layout = door.Layout(time, batch, batch_first, batched)
     if torch.compiler.is_compiling():  # a graph's lengths and resets are checked when it runs
         lengths = None if lengths is None else torch.as_tensor(lengths, device="cpu")

@@ -15,7 +15,7 @@ from ritornello.engine.op import captured_values, new_seed
 from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError, nearest
 from ritornello.executors import Request, check_name, choose
-from ritornello.executors.cpu import unfit
+from ritornello.executors.cpu import unfit, unreadable
 from ritornello.executors.program_cell import BoundCell
 from ritornello.executors.run import machine_type
 from ritornello.nn.layers import STATES, Layer, capture_layer, plan_of
@@ -109,7 +109,7 @@ class Recurrent(nn.RNNBase):
     def reset_parameters(self) -> None:
         """Draws all parameters anew, as the constructor did."""
         if getattr(self, "cell", None) is not None:
-            self.stack = stack_of(self, {"cell"})
+            self.stack.load_state_dict(stack_of(self, {"cell"}).state_dict())
             return
         super().reset_parameters()
         if not getattr(self, "plain", True):
@@ -210,11 +210,13 @@ class Recurrent(nn.RNNBase):
         if isinstance(data, Tensor) and data.is_nested:
             check_nested(data)
         beyond = not self.plain or lengths is not None or resets is not None or all_states
-        if not self._fits(data, input, hx) or (not beyond and not _is_ours(data)):
+        fits = self._fits(data, input) and self._about_states(data, input, hx) is None
+        if not fits or (not beyond and not self._is_ours(data)):
             return self._as_torch(data, input, hx, beyond)
         states = self._entering(input, hx)
         batch = settle(input, self.batch_first, lengths, resets)
         in_graph = torch.compiler.is_compiling() and not batch.packed and unfit(data) is None
+        in_graph = in_graph and self.executor != "reference"
         outputs, last, steps = (self._in_graph if in_graph else self._on_rows)(batch, states, all_states)
         if autocast_is_on(data):
             outputs, last = self._lowered(outputs, last, data.device.type)
@@ -222,12 +224,18 @@ class Recurrent(nn.RNNBase):
         result = tuple(hidden) if len(hidden) > 1 else hidden[0]
         return (outputs, result, steps) if all_states else (outputs, result)
 
+    def _is_ours(self, data: Tensor) -> bool:
+        """Whether what torch can do too is for the executors: where it is compiled, or one of them is asked for."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            return False
+        return self.executor != "auto" or unreadable(data) is None
+
     def _as_torch(self, data: Any, input: Any, hx: Any, beyond: bool) -> Any:
         """torch's own answer, or its error; where that is about a state, with a name."""
         try:
             found = super().forward(input, hx)
         except (RuntimeError, ValueError) as error:
-            said = self._about_states(data, input, hx) if self._fits(data, input, None) else None
+            said = self._about_states(data, input, hx) if self._fits(data, input) else None
             if said is None:
                 raise
             raise type(error)(said) from error
@@ -235,52 +243,37 @@ class Recurrent(nn.RNNBase):
             raise ArgumentError(f"Options that torch lacks take no input of {data.dtype} beside {self._like.dtype}.")
         return found
 
-    def _about_states(self, data: Tensor, input: Any, hx: Any) -> str | None:
-        """What is wrong with the states, if they are tensors, as many as there have to be."""
-        layer = self._layer(0)
-        fields = [hx] if isinstance(hx, Tensor) else hx
-        if not isinstance(fields, (tuple, list)) or len(fields) != len(layer.state_names):
-            return None
-        for field, name, shape in zip(fields, layer.state_names, self._state_shapes(data, input), strict=True):
-            if isinstance(field, Tensor) and (
-                tuple(field.shape) != shape or field.dtype != data.dtype or field.device != data.device
-            ):
-                return (
-                    f"the state's {name} is {field.dtype} of shape {tuple(field.shape)} on {field.device}; "
-                    f"expected {data.dtype} of shape {shape} on {data.device}."
-                )
-        return None
-
-    def _state_shapes(self, data: Tensor, input: Any) -> list[tuple[int, ...]]:
-        """The shapes that the states of such an input have."""
-        count = self.num_layers * len(self._suffixes)
-        batch = () if data is input and data.dim() == 2 else (self._entries(input),)
-        return [(count, *batch, size) for size in self._layer(0).state_sizes]
-
-    def _fits(self, data: Any, input: Any, hx: Any) -> bool:
-        """Whether torch would take the input and the state."""
+    def _fits(self, data: Any, input: Any) -> bool:
+        """Whether torch would take the input."""
         if not isinstance(data, Tensor) or data.dim() not in ((2,) if data is not input else (2, 3)):
             return False
         weight = self._like
         steps = 1 if data.dim() == 3 and self.batch_first else 0
         if data.shape[-1] != self.input_size or data.device != weight.device or data.shape[steps] == 0:
             return False
-        loose = autocast_is_on(data)
-        known = (torch.float32, torch.get_autocast_dtype(data.device.type)) if loose else (weight.dtype,)
-        if data.dtype not in known:
-            return False
+        lower = autocast_is_on(data) and torch.get_autocast_dtype(data.device.type)
+        return data.dtype in ((torch.float32, lower) if lower else (weight.dtype,))
+
+    def _about_states(self, data: Tensor, input: Any, hx: Any) -> str | None:
+        """What is wrong with the states beside an input that fits; None where nothing is."""
         if hx is None:
-            return True
-        shapes = self._state_shapes(data, input)
-        fields = (hx,) if len(shapes) == 1 else hx
-        if not isinstance(fields, (tuple, list)) or len(fields) != len(shapes):
-            return False
-        for field, shape in zip(fields, shapes, strict=True):
-            if not isinstance(field, Tensor) or tuple(field.shape) != shape or field.device != data.device:
-                return False
-            if field.dtype != data.dtype and not loose:
-                return False
-        return True
+            return None
+        layer = self._layer(0)
+        fields = [hx] if isinstance(hx, Tensor) else hx
+        names = layer.state_names
+        if not isinstance(fields, (tuple, list)) or len(fields) != len(names) or not all(map(torch.is_tensor, fields)):
+            return f"the state is no {'tuple of tensors' if len(names) > 1 else 'tensor'} {', '.join(names)}."
+        count = self.num_layers * len(self._suffixes)
+        batch = () if data is input and data.dim() == 2 else (self._entries(input),)
+        cast = autocast_is_on(data)
+        for field, name, size in zip(fields, names, layer.state_sizes, strict=True):
+            shape = (count, *batch, size)
+            if field.shape != shape or field.device != data.device or (field.dtype != data.dtype and not cast):
+                return (
+                    f"the state's {name} is {field.dtype} of shape {tuple(field.shape)} on {field.device}; "
+                    f"expected {data.dtype} of shape {shape} on {data.device}."
+                )
+        return None
 
     def _lowered(self, outputs: Any, last: list[Tensor], device: str) -> tuple[Any, list[Tensor]]:
         """In the dtypes that torch's own functions answer with under autocast."""
@@ -400,11 +393,6 @@ def _stacked(fields: list[Tensor]) -> Tensor:
     return torch.stack(fields) if len(fields) > 1 else fields[0].unsqueeze(0)
 
 
-def _is_ours(data: Tensor) -> bool:
-    """Whether the executors are better at it than torch's own functions."""
-    return data.device.type == "cpu" and not torch.jit.is_tracing()  # type: ignore[attr-defined]
-
-
 def initialise_recurrent(module: nn.RNNBase, init: Init) -> None:
     """Draws the recurrent weights, gate by gate: "orthogonal", "identity", or a function of `torch.nn.init`."""
     known: dict[str, Callable[[Tensor], Any]] = {"orthogonal": nn.init.orthogonal_, "identity": nn.init.eye_}
@@ -509,8 +497,9 @@ class LSTM(Recurrent, nn.LSTM):
 
     def _initialise(self) -> None:
         super()._initialise()
-        for name, bias in self.named_parameters() if self.forget_bias is not None else ():
+        if self.forget_bias is None:
+            return
+        for name, bias in self.named_parameters():
             if name.startswith("bias_"):
                 with torch.no_grad():
-                    share = self.forget_bias or 0.0 if name.startswith("bias_ih") else 0.0
-                    bias[self.hidden_size : 2 * self.hidden_size] = share
+                    bias[self.hidden_size : 2 * self.hidden_size] = self.forget_bias if name[5:7] == "ih" else 0.0
