@@ -2,24 +2,73 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from ritornello.cells.additive import AdditiveMemory
 from ritornello.cells.cell import Cell
+from ritornello.cells.coupled import CoupledLSTM
+from ritornello.cells.deep import DeepTransition
 from ritornello.cells.elman import Elman
+from ritornello.cells.groups import GroupedRNN
 from ritornello.cells.gru import GRU
+from ritornello.cells.highway import RecurrentHighway
+from ritornello.cells.irnn import IRNN
+from ritornello.cells.jordan import ElmanJordan, Jordan
+from ritornello.cells.layer_norm import LayerNormLSTM
+from ritornello.cells.leaky import Leaky
+from ritornello.cells.lru import LRU, RGLRU
 from ritornello.cells.lstm import LSTM
+from ritornello.cells.lstm_1997 import LSTM1997
+from ritornello.cells.minimal import MinimalGatedUnit
+from ritornello.cells.minimal_linear import MinGRU, MinLSTM
+from ritornello.cells.multiplicative import MultiplicativeLSTM, MultiplicativeRNN, TensorRNN
+from ritornello.cells.peephole import PeepholeLSTM
+from ritornello.cells.projected import ProjectedLSTM
+from ritornello.cells.qrnn import QRNN
+from ritornello.cells.slstm import SLSTM
+from ritornello.cells.sru import SRU
 from ritornello.errors import ArgumentError, nearest
 
-CELLS: dict[str, type[Cell]] = {"elman": Elman, "gru": GRU, "lstm": LSTM}
+CELLS: dict[str, type[Cell]] = {
+    "elman": Elman,
+    "irnn": IRNN,
+    "jordan": Jordan,
+    "elman-jordan": ElmanJordan,
+    "leaky": Leaky,
+    "additive": AdditiveMemory,
+    "groups": GroupedRNN,
+    "lstm": LSTM,
+    "lstm-1997": LSTM1997,
+    "peephole": PeepholeLSTM,
+    "coupled": CoupledLSTM,
+    "projected": ProjectedLSTM,
+    "layer-norm": LayerNormLSTM,
+    "slstm": SLSTM,
+    "gru": GRU,
+    "minimal": MinimalGatedUnit,
+    "tensor": TensorRNN,
+    "multiplicative-rnn": MultiplicativeRNN,
+    "multiplicative": MultiplicativeLSTM,
+    "deep": DeepTransition,
+    "highway": RecurrentHighway,
+    "qrnn": QRNN,
+    "sru": SRU,
+    "min-gru": MinGRU,
+    "min-lstm": MinLSTM,
+    "lru": LRU,
+    "rg-lru": RGLRU,
+}
 
 
 def is_foreign(name: str) -> bool:
@@ -31,33 +80,60 @@ def is_foreign(name: str) -> bool:
     return ":" in name
 
 
-def find(name: str) -> type[nn.Module]:
-    """The cell class of that name.
+def find(name: str) -> Callable[..., nn.Module]:
+    """The cell of that name: a class, or with options a function of (input_size, hidden_size) that makes one.
 
     Args:
-        name: a name of the catalogue (`elman`, `gru`, `lstm`), or `module:Class` or `FILE.py:Class` for a cell of your
-            own, which is imported: the current folder is searched first. **Importing runs that module's code.**
+        name: a name of the catalogue (`elman`, `gru`, `lstm`, ...), or `module:Class` or `FILE.py:Class` for a cell of
+            your own, which is imported: the current folder is searched first. **Importing runs that module's code.**
+            Options may follow in parentheses: `gru(reset=before)`, `groups(periods=(1, 4))`.
 
     Raises:
-        ArgumentError: an unknown name, a module that cannot be imported, or a class that is not there or is no
-            module.
+        ArgumentError: an unknown name or option, a module that cannot be imported, or a class that is not there or is
+            no module.
 
     Example:
         >>> find("lstm").__name__
         'LSTM'
+        >>> find("gru(reset=before)")(3, 4).reset
+        'before'
     """
-    if not is_foreign(name):
-        if name not in CELLS:
+    plain, options = _options(name)
+    if not is_foreign(plain):
+        if plain not in CELLS:
             raise ArgumentError(
-                f"Unknown cell {name!r}: {nearest(name, CELLS)}; or name your own as module:Class or FILE.py:Class."
+                f"Unknown cell {plain!r}: {nearest(plain, CELLS)}; or name your own as module:Class or FILE.py:Class."
             )
-        return CELLS[name]
-    found = imported(name, _is_module)
-    if not _is_module(found):
-        raise ArgumentError(
-            f"{name!r} is a {type(found).__name__}, not a subclass of ritornello.Cell or torch.nn.Module."
-        )
-    return found
+        found: Any = CELLS[plain]
+    else:
+        found = imported(plain, _is_module)
+        if not _is_module(found):
+            raise ArgumentError(
+                f"{plain!r} is a {type(found).__name__}, not a subclass of ritornello.Cell or torch.nn.Module."
+            )
+    known = list(inspect.signature(found).parameters)[2:]
+    for option in options:
+        if option not in known:
+            raise ArgumentError(f"{plain} has no option {option!r}: {nearest(option, known)}.")
+    return partial(found, **options) if options else found
+
+
+def _options(name: str) -> tuple[str, dict[str, Any]]:
+    """A name and the options behind it; words stand for themselves."""
+    plain, opened, rest = name.partition("(")
+    if not opened:
+        return name, {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if isinstance(call, ast.Call) and not call.args:
+            return plain, {str(each.arg): _literal(each.value) for each in call.keywords}
+    except (SyntaxError, ValueError):
+        pass  # told below
+    raise ArgumentError(f"{name!r}: options are written as in gru(reset=before).")
+
+
+def _literal(value: ast.expr) -> Any:
+    return value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
 
 
 def _is_module(value: Any) -> bool:

@@ -49,7 +49,10 @@ class Cell(nn.Module):
     """
 
     State: ClassVar[Any] = namedtuple("State", "h")
-    gates: ClassVar[tuple[str, ...]] = ()
+    gates: ClassVar[tuple[str, ...]] = ()  # of a stacked product, in the order in which they are stacked
+    recurrent: ClassVar[tuple[str, ...]] = ("U.weight",)  # the names of recurrent weights, for initialisers
+    keeps: ClassVar[tuple[str, ...]] = ()  # the gates that keep the memory where they are open,
+    writes: ClassVar[tuple[str, ...]] = ()  # and those that write it anew
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()

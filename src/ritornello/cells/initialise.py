@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ritornello.cells.cell import Cell
+from ritornello.errors import ArgumentError
 
 
 @torch.no_grad()
@@ -21,3 +24,129 @@ def add_to_gate_bias_(cell: Cell, bias: Tensor, gate: str, value: float) -> None
     """Adds `value` to one gate's part of a stacked bias; `cell.gates` says where that part lies."""
     position = cell.gates.index(gate)
     bias.chunk(len(cell.gates))[position].add_(value)
+
+
+def orthogonal_(cell: Cell, gain: float = 1.0, names: Sequence[str] = ()) -> Cell:
+    """Makes the recurrent weights orthogonal, gate by gate, so that they keep lengths (Saxe et al. 2014).
+
+    Args:
+        cell: changed in place.
+        gain: of each block.
+        names: the weights. Default: `cell.recurrent`, as the catalogue's cells name theirs.
+
+    Returns:
+        the cell.
+
+    Raises:
+        ArgumentError: a name that the cell does not have, or a weight that is not made of square blocks.
+
+    Example:
+        >>> import torch, ritornello as rit
+        >>> from ritornello.cells import orthogonal_
+        >>> U = orthogonal_(rit.Elman(3, 4)).U.weight
+        >>> bool((U @ U.T - torch.eye(4)).abs().max() < 1e-5)
+        True
+    """
+    return _each_block(cell, names, lambda block: nn.init.orthogonal_(block, gain))
+
+
+def identity_(cell: Cell, scale: float = 1.0, names: Sequence[str] = ()) -> Cell:
+    """Makes the recurrent weights the identity times `scale`, gate by gate: at first a unit hands on what it holds
+    (Le, Jaitly & Hinton 2015).
+
+    Args, Returns, Raises: as `orthogonal_`'s.
+
+    Example:
+        >>> import ritornello as rit
+        >>> from ritornello.cells import identity_
+        >>> identity_(rit.Elman(3, 2)).U.weight.tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    return _each_block(cell, names, lambda block: nn.init.eye_(block).mul_(scale))
+
+
+@torch.no_grad()
+def _each_block(cell: Cell, names: Sequence[str], draw: Callable[[Tensor], Tensor]) -> Cell:
+    known = dict(cell.named_parameters())
+    for name in names or cell.recurrent:
+        if name not in known:
+            raise ArgumentError(f"{type(cell).__name__} has no parameter {name!r}: it has {', '.join(known)}.")
+        weight = known[name]
+        if weight.dim() != 2 or weight.shape[0] % weight.shape[1]:
+            raise ArgumentError(f"{name} of shape {tuple(weight.shape)} is not made of square blocks.")
+        for block in weight.split(weight.shape[1]):
+            draw(block)
+    return cell
+
+
+@torch.no_grad()
+def forget_bias_(cell: Cell, value: float = 1.0) -> Cell:
+    """Sets the biases of gates so that at first the memory is kept (Gers, Schmidhuber & Cummins 2000).
+
+    Args:
+        cell: changed in place; `cell.keeps` names the gates. Where none keeps, those in `cell.writes` get -value.
+        value: of the bias.
+
+    Returns:
+        the cell.
+
+    Raises:
+        ArgumentError: a cell without such gates, or without biases.
+
+    Example:
+        >>> import ritornello as rit
+        >>> from ritornello.cells import forget_bias_
+        >>> forget_bias_(rit.LSTM(3, 1), 2.0).W.bias[1].item()
+        2.0
+    """
+    for gate in _memory_gates(cell) and cell.keeps:
+        _gate_bias(cell, gate).fill_(value)
+    for gate in () if cell.keeps else cell.writes:
+        _gate_bias(cell, gate).fill_(-value)
+    return cell
+
+
+@torch.no_grad()
+def chrono_(cell: Cell, longest: float, shortest: float = 1.0) -> Cell:
+    """Draws the biases of gates so that units remember for times between `shortest` and `longest` steps.
+
+    A gate with bias b forgets in about 1 + exp(b) steps: b_f = log u with u uniform in (shortest, longest - 1), and
+    b_i = -b_f (Tallec & Ollivier 2018, "Can recurrent neural networks warp time?", section 3).
+
+    Args:
+        cell: changed in place; `cell.keeps` and `cell.writes` name the gates.
+        longest: steps of the longest dependency that is expected, above 2.
+        shortest: steps of the shortest.
+
+    Returns:
+        the cell.
+
+    Raises:
+        ArgumentError: times that do not fit, a cell without such gates, or without biases.
+
+    Example:
+        >>> import ritornello as rit
+        >>> from ritornello.cells import chrono_
+        >>> bias = chrono_(rit.LSTM(3, 100), 500).W.bias.chunk(4)
+        >>> bool((bias[1] == -bias[0]).all()), bool(bias[1].max() > 5)
+        (True, True)
+    """
+    if not 0 < shortest < longest - 1:
+        raise ArgumentError(f"chrono_: shortest must lie in 0 to longest - 1, not {shortest} beside {longest}.")
+    bias = torch.empty(cell.hidden_size).uniform_(shortest, longest - 1).log()
+    for gate in _memory_gates(cell):
+        _gate_bias(cell, gate).copy_(bias if gate in cell.keeps else -bias)
+    return cell
+
+
+def _memory_gates(cell: Cell) -> tuple[str, ...]:
+    if not cell.keeps and not cell.writes:
+        raise ArgumentError(f"{type(cell).__name__} has no gate that keeps its memory.")
+    return cell.keeps + cell.writes
+
+
+def _gate_bias(cell: Cell, gate: str) -> Tensor:
+    bias = getattr(getattr(cell, "W", None), "bias", None)
+    if not isinstance(bias, Tensor):
+        raise ArgumentError(f"This {type(cell).__name__} has no biases.")
+    return bias.chunk(len(cell.gates))[cell.gates.index(gate)]
