@@ -99,10 +99,8 @@ def forget_bias_(cell: Cell, value: float = 1.0) -> Cell:
         >>> forget_bias_(rit.LSTM(3, 1), 2.0).W.bias[1].item()
         2.0
     """
-    for gate in _memory_gates(cell) and cell.keeps:
-        _gate_bias(cell, gate).fill_(value)
-    for gate in () if cell.keeps else cell.writes:
-        _gate_bias(cell, gate).fill_(-value)
+    for gate in cell.keeps or _memory_gates(cell):
+        _gate_bias(cell, gate).fill_(value if gate in cell.keeps else -value)
     return cell
 
 

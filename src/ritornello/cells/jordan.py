@@ -116,7 +116,8 @@ class TeacherForced(Cell):
 
     with y' the target of the step before, which comes in x's last columns. From log p(y⁽¹⁾, y⁽²⁾ | x) =
     log p(y⁽²⁾ | y⁽¹⁾, x) + log p(y⁽¹⁾ | x) it follows that the likelihood is trained so; Goodfellow, Bengio &
-    Courville, section 10.2.1. Of a network with no other memory, such as `Jordan`, nothing is left in the loop (`ritornello.explain` shows it).
+    Courville, section 10.2.1. Of a network with no other memory, such as `Jordan`, nothing is left in the loop
+    (`ritornello.explain` shows it).
 
     Args:
         cell: shares its parameters: train with this one, then let the cell run by itself.

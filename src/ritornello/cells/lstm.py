@@ -48,6 +48,7 @@ class LSTM(Cell):
 
     State = namedtuple("State", "h c")
     gates = ("i", "f", "g", "o")
+    keeps, writes = ("f",), ("i",)
 
     def __init__(self, input_size: int, hidden_size: int, forget_bias: float = 1.0) -> None:
         super().__init__(input_size, hidden_size)
