@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections import namedtuple
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,9 +13,11 @@ from torch import Tensor, nn
 
 import ritornello as rit
 from ritornello.errors import ArgumentError
-from ritornello.program import simplify, trace, unroll
+from ritornello.program import Program, simplify, trace, unroll
 from ritornello.program.interpret import interpret
-from ritornello.program.linear import linear
+from ritornello.program.linear import linearise, scanned
+from ritornello.program.passes import fold
+from ritornello.program.program import STATE
 from ritornello.program.trace import lookup
 
 
@@ -57,30 +61,112 @@ def test_a_module_that_is_no_cell_and_one_that_is_no_module() -> None:
         rit.explain("lstm")  # type: ignore[arg-type]
 
 
-class Leaky(rit.Cell):
-    """h = (1 - z) h' + z n, with z and n of x alone: a prefix scan."""
+class Mean(rit.Cell):
+    """h = (1 - z) h' + z n / 2, with z and n of x alone, written in the ways that people write it."""
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__(input_size, hidden_size)
-        self.z, self.n = nn.Linear(input_size, hidden_size), nn.Linear(input_size, hidden_size)
+    def __init__(self, way: str) -> None:
+        super().__init__(3, 4)
+        self.way = way
+        self.z, self.n = nn.Linear(3, 4), nn.Linear(3, 4)
 
     def forward(self, x: Tensor, s: Any) -> Any:
-        z = torch.sigmoid(self.z(x))
-        return self.State(s.h - z * s.h + torch.tanh(self.n(x)) * z / 2)
+        z, n = torch.sigmoid(self.z(x)), torch.tanh(self.n(x)) / 2
+        ways = {
+            "apart": lambda h: h - z * h + n * z,
+            "lerp": lambda h: torch.lerp(h, n, z),
+            "toward": lambda h: h + z * (n - h),
+            "twice": lambda h: (h + h - 2 * (h * z)) / 2 + z * n,
+            "negative": lambda h: -(z * (h - n) - h),
+            "quotient": lambda h: ((1 - z) * h + z * n) / (z + (1 - z)),
+        }
+        return self.State(ways[self.way](s.h))
 
 
-def test_a_cell_that_is_linear_in_its_state_is_found_and_its_form_is_right() -> None:
-    cell = Leaky(3, 4).double()
-    program = simplify(unroll(trace(cell, 3, [4], torch.zeros((), dtype=torch.float64)), 1))
-    form = linear(program)
-    assert form is not None
+class Mixed(rit.Cell):
+    """Fields that follow one upon the other: c is a mean whose share hangs on d', and d is one of x alone."""
+
+    State = namedtuple("State", "y c d")
+
+    def __init__(self) -> None:
+        super().__init__(3, 4)
+        self.W = nn.Linear(3, 12)
+
+    def forward(self, x: Tensor, s: Any) -> Any:
+        a, b, n = self.W(x).chunk(3, -1)
+        c = torch.sigmoid(a + s.d) * s.c + n
+        return self.State(torch.tanh(c) * s.d, c, torch.sigmoid(b) * s.d + n)
+
+
+class Crossed(rit.Cell):
+    """Linear in the state, but each field in the other's."""
+
+    State = namedtuple("State", "h c")
+
+    def forward(self, x: Tensor, s: Any) -> Any:
+        return self.State(x * s.c, x * s.h)
+
+
+def program_of(cell: rit.Cell, *passes: Callable[[Program], Program]) -> Program:
+    program = unroll(trace(cell, cell.input_size, cell.state_sizes, next(cell.parameters(), torch.zeros(()))), 1)
+    for each in passes:
+        program = each(program)
+    return program
+
+
+@pytest.mark.parametrize("way", ["apart", "lerp", "toward", "twice", "negative", "quotient"])
+def test_a_cell_that_is_linear_in_its_state_becomes_one_multiplication_and_addition(way: str) -> None:
+    cell = Mean(way).double()
+    program = program_of(cell, simplify)
+    assert scanned(program) == (0,)
+    assert [node.op for node in program.nodes if node.rate >= STATE and node.op != "state"] == ["mul_add"]
     x, h = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
-    found = interpret(form.program, x, [[h]], lambda name: lookup(cell, name))
-    a, b = (found[value] for value in form.program.results)
-    torch.testing.assert_close(a * h + b, cell(x, cell.State(h)).h)
-    assert "linear in the state: a prefix scan" in explained(cell)
+    found = interpret(program, x, [[h]], lambda name: lookup(cell, name))
+    torch.testing.assert_close(found[program.results[0]], cell(x, cell.State(h)).h)
+    assert "linear in the state: a scan of h; no product is left in the loop" in explained(cell)
 
 
-@pytest.mark.parametrize("cell", [rit.LSTM(3, 4), rit.GRU(3, 4), rit.Elman(3, 4)])
+def test_fields_are_solved_one_after_the_other() -> None:
+    cell = Mixed().double()
+    program = program_of(cell, fold)
+    assert scanned(program) == (2, 1, 0)
+    assert "a scan of d, c, y" in explained(cell)
+    state = cell.State(*torch.randn(3, 5, 4, dtype=torch.float64))
+    x = torch.randn(5, 3, dtype=torch.float64)
+    written = linearise(program)
+    found = interpret(written, x, [state], lambda name: lookup(cell, name))
+    torch.testing.assert_close(tuple(found[value] for value in written.results), tuple(cell(x, state)))
+
+
+@pytest.mark.parametrize("name", ["qrnn", "sru", "min-gru", "min-lstm", "rg-lru"])
+def test_the_catalogue_s_linear_cells_are_scans_without_products(name: str) -> None:
+    text = explained(rit.cells.find(name)(3, 4))
+    assert "linear in the state: a scan of" in text
+    assert "@" not in text.split("in the loop:")[1]
+
+
+def test_a_reading_that_no_step_waits_for_may_be_a_product() -> None:
+    assert "a scan of s, y; 32 flops a row in products stay in it" in explained(rit.cells.LRU(3, 4))
+
+
+def test_a_teacher_forced_output_leaves_nothing_in_the_loop() -> None:
+    text = explained(rit.cells.TeacherForced(rit.cells.Jordan(3, 4, 2)))
+    assert "in the loop:\n  nothing\n" in text
+    assert "no step waits for another" in text
+    assert "nothing" not in explained(rit.cells.Jordan(3, 4, 2))
+
+
+def test_a_quotient_by_a_tiny_number_stays_what_it_is() -> None:
+    """1 / y is infinite where x / y is not."""
+    cell = rit.cells.MinLSTM(1, 1)
+    with torch.no_grad():
+        cell.W.weight.zero_()
+        cell.W.bias.copy_(torch.tensor([-90.0, -90.0, 1.0]))  # both gates about 1e-39
+    outputs, _ = rit.Unfold(cell, executor="cpu")(torch.zeros(3, 1, 1))
+    torch.testing.assert_close(outputs.flatten(), torch.tensor([0.5, 0.75, 0.875]))
+
+
+@pytest.mark.parametrize("cell", [rit.LSTM(3, 4), rit.GRU(3, 4), rit.Elman(3, 4), Crossed(4, 4)])
 def test_other_cells_are_not_linear(cell: rit.Cell) -> None:
-    assert linear(simplify(unroll(trace(cell, 3, list(cell.state_sizes), torch.zeros(())), 1))) is None
+    assert scanned(program_of(cell, simplify)) is None
+    assert linearise(program_of(cell, fold)) == program_of(cell, fold)
+    assert "linear in the state" not in explained(cell)

@@ -112,7 +112,8 @@ template <class P> class Engine {
     frame_stride_ = frame_stride(code_);
     for (int64_t level = 0; level < levels_.count; ++level) most_rows_ = greater(most_rows_, level_rows(level));
     const double mean = levels_.count ? static_cast<double>(levels_.rows) / levels_.count : 0;
-    lanes_ = static_cast<int>(greater(1, lesser(threads_, lesser(levels_.entries, static_cast<int64_t>(mean) / 4))));
+    const int64_t worthwhile = loop_multiplies() ? static_cast<int64_t>(mean) / 4 : static_cast<int64_t>(mean);  // rows of products are shared better
+    lanes_ = static_cast<int>(greater(1, lesser(threads_, lesser(levels_.entries, worthwhile))));
     in_bulk_ = mean < few_rows * lanes_;
     constant_ = donor_ ? donor_->constant_ : take(code_.const_size);
     panels_ = donor_ ? donor_->panels_ : pack_memory();
@@ -126,6 +127,12 @@ template <class P> class Engine {
       bulk_scratch_[thread] = take(scratch_stride_ * chunk_rows);
       bulk_work_[thread] = units(P::multiply_workspace(chunk_rows, deepest(code_)));
     }
+  }
+
+  bool loop_multiplies() const {
+    for (const char used : code_.used[backward_ ? BACK : LOOP])
+      if (used) return true;
+    return false;
   }
 
   Unit** pack_memory() {

@@ -214,9 +214,12 @@ def torch_nn(case: Case, packed: bool = True) -> Contender | None:
 def module_of(cell: Cell) -> nn.RNNBase | None:
     """torch.nn's module with the cell's weights."""
     kind: Any = {cells.LSTM: nn.LSTM, cells.GRU: nn.GRU, cells.Elman: nn.RNN}.get(type(cell))
-    if kind is None or getattr(cell, "reset", "after") != "after" or getattr(cell, "nonlinearity", "tanh") != "tanh":
-        return None
     known: Any = cell
+    usual = {"reset": "after", "update": "keep", "nonlinearity": "tanh"}
+    if kind is None or any(getattr(cell, name, value) != value for name, value in usual.items()):
+        return None
+    if known.W.bias is None:
+        return None
     module = kind(cell.input_size, cell.hidden_size).to(known.W.weight.dtype)
     module.weight_ih_l0.copy_(known.W.weight)
     module.weight_hh_l0.copy_(known.U.weight)

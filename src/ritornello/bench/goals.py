@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ritornello.bench.contenders import LOOP, NN, OURS, SCAN
+from ritornello.bench.roster import ROSTER
 from ritornello.bench.sections import BOTH, Row
 from ritornello.bench.settings import Shape
+from ritornello.cells import CELLS
 
 
 class Goal(NamedTuple):
@@ -43,7 +45,8 @@ class Measured(NamedTuple):
     best: float
 
     def dense(self) -> list[Row]:
-        return [row for row in self.rows if row.section == "dense"]
+        rest = CELLS.keys() - ROSTER.keys()  # of the catalogue, which has goals of its own
+        return [row for row in self.rows if row.section == "dense" and row.cell not in rest]
 
 
 Found = Iterable[dict[str, Any]]
@@ -64,6 +67,20 @@ def large(m: Measured) -> list[Goal]:
     return [
         _least("gated cells, H ≥ 128, B ≥ 32: at least 0.90 of the ceiling", easy, 0.90, m.best),
         _least("Elman and layer norm there: at least 0.85", hard, 0.85, m.best),
+    ]
+
+
+def catalogue(m: Measured) -> list[Goal]:
+    """Every cell of the catalogue."""
+    rows = [row for row in m.rows if row.section == "dense" and row.shape[1:] == (32, 256) and row.cell in CELLS]
+    if {row.cell for row in rows} != set(CELLS):
+        rows = []
+    mostly, rest = [row for row in rows if row.products >= 0.9], [row for row in rows if row.products < 0.9]
+    slow = [(row, ratio) for row, ratio in _ratios(m.rows, LOOP) if row.section == "long"]
+    return [
+        _least("whole catalogue, B 32, H 256, products 90 % of the work: at least 0.85", mostly, 0.85, m.best),
+        _least("whole catalogue, products less: at least 0.70", rest, 0.70, m.best),
+        _ratio("cells linear in the state against their loop, T 10,000, B 4: 20 times", slow, 20.0),
     ]
 
 
@@ -158,7 +175,7 @@ def first_call(m: Measured) -> list[Goal]:
 
 HARD = ("elman", "layer-norm")
 GOALS: tuple[Callable[[Measured], list[Goal]], ...] = (
-    *(large, small, against_torch, against_loop, against_scan, ragged, halves, streams, first_call),
+    *(large, catalogue, small, against_torch, against_loop, against_scan, ragged, halves, streams, first_call),
 )
 
 

@@ -6,22 +6,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from ritornello.bench import cells as own
-from ritornello.cells import CELLS, GRU, LSTM, Adapted, Cell, Elman, catalogue, is_foreign
+from ritornello.bench.cells import Ferry
+from ritornello.cells import CELLS, GRU, Adapted, Cell, catalogue
 from ritornello.errors import ArgumentError, nearest
 
 Make = Callable[[int, int], Cell]
 
 ROSTER: dict[str, Make] = {
-    "elman": Elman,
-    "gru": GRU,
+    "elman": CELLS["elman"],
+    "gru": CELLS["gru"],
     "gru-before": partial(GRU, reset="before"),
-    "lstm": LSTM,
-    "peephole": own.PeepholeLSTM,
-    "layer-norm": own.LayerNormLSTM,
-    "coupled": own.CoupledLSTM,
-    "multiplicative": own.MultiplicativeLSTM,
-    "made-up": own.Ferry,
+    **{name: CELLS[name] for name in ("lstm", "peephole", "layer-norm", "coupled", "multiplicative")},
+    "made-up": Ferry,
 }
 
 
@@ -38,33 +34,34 @@ class Entry(NamedTuple):
 
 
 def entries(names: list[str], everyone: bool = False) -> list[Entry]:
-    """The cells of those names; without names the benchmark's own, and with `everyone` the whole catalogue too.
+    """The cells of those names; without names the benchmark's own, or with `everyone` the whole catalogue.
 
     Args:
-        names: of the benchmark or the catalogue, or `FILE.py:Class` or `module:Class`, which is imported.
+        names: of the benchmark or the catalogue, also with options, or `FILE.py:Class` or `module:Class`, which is
+            imported.
 
     Raises:
         ArgumentError: an unknown name, or a class that is no cell.
     """
-    known: dict[str, Make] = {**CELLS, **ROSTER}
     if not names:
-        names = list(ROSTER) + [name for name in CELLS if name not in ROSTER and everyone]
+        names = list(CELLS if everyone else ROSTER)
+    known: dict[str, Make] = {**CELLS, **ROSTER}
     found = []
     for name in dict.fromkeys(names):
-        if is_foreign(name):
-            found.append(Entry(name, stranger(name)))
-        elif name in known:
+        if name in known:
             found.append(Entry(name, known[name]))
+        elif "(" in name or ":" in name:
+            found.append(Entry(name, stranger(name)))
         else:
             raise ArgumentError(f"Unknown cell {name!r}: {nearest(name, known)}; or name your own as FILE.py:Class.")
     return found
 
 
 def stranger(name: str) -> Make:
-    """A class of somebody's own: a `Cell`, or any module that is called like one.
+    """A cell with options, or a class of somebody's own: a `Cell`, or any module that is called like one.
 
     Raises:
-        ArgumentError: no such file, module or class, or a class that is no module.
+        ArgumentError: no such file, module, class or option, or a class that is no module.
     """
     kind = catalogue.find(name)
 

@@ -35,8 +35,10 @@ from ritornello.bench.settings import DTYPES, Settings, Shape
 from ritornello.bench.stream import WALKERS
 from ritornello.cells import Cell
 from ritornello.executors import EXECUTORS, Request, choose
-from ritornello.program import Untraceable, simplify, trace, unroll
-from ritornello.program.program import PARAMETER, products
+from ritornello.program import Program, Untraceable, simplify, trace, unroll
+from ritornello.program.linear import scanned
+from ritornello.program.program import INPUT, PARAMETER, products
+from ritornello.program.show import element_cost
 from ritornello.structures import chain
 
 FORWARD, BOTH = "forward", "forward+backward"
@@ -49,12 +51,13 @@ class Row:
     """One case: a cell, a shape, a pass.
 
     Attributes:
-        section: "dense" or "ragged".
+        section: "dense", "ragged" or "long".
         shape: (steps, sequences, units).
         cell: its name.
         what: "forward" or "forward+backward".
         tokens: steps of all sequences.
         flops: of the products that the equations ask for; thrice with backward.
+        products: their share of all that the equations compute, element-wise work counted in multiplications.
         executor: who ran it.
         notes: what is to be said of contenders, by name.
         differences: the largest relative difference from the loop, by contender.
@@ -69,6 +72,7 @@ class Row:
     what: str
     tokens: int
     flops: float
+    products: float
     executor: str
     notes: dict[str, str]
     differences: dict[str, float]
@@ -105,6 +109,13 @@ def ragged(settings: Settings, entries: list[Entry], ceiling: Ceiling, watch: Wa
     lengths = torch.randint(max(time // 10, 1), time + 1, (batch,), generator=generator)
     shape = settings.ragged
     yield [row for entry in entries for row in _measure("ragged", settings, entry, shape, lengths, ceiling, watch)]
+
+
+def long(settings: Settings, entries: list[Entry], ceiling: Ceiling, watch: Watch) -> Iterator[list[Row]]:
+    """How fast do cells that are linear in their state scan a few long sequences?"""
+    assert settings.long is not None
+    linear = [entry for entry in entries if is_linear(entry.make(8, 8))]
+    yield [row for entry in linear for row in _measure("long", settings, entry, settings.long, None, ceiling, watch)]
 
 
 def first_call(settings: Settings, entries: list[Entry], watch: Watch) -> Iterator[dict[str, Any]]:
@@ -176,7 +187,8 @@ def _measure(
         count = flops if what == FORWARD else 3 * flops
         calls: dict[str, Callable[[], Any]] = {c.name: c.forward if what == FORWARD else c.both for c in contenders}
         times = interleave({**calls, "ceiling": ceiling.call}, settings.seconds)
-        row = Row(section, shape, entry.name, what, case.tokens, count, executor, notes, differences)
+        products = flops / (flops + case.tokens * elementwise(case.cell))
+        row = Row(section, shape, entry.name, what, case.tokens, count, products, executor, notes, differences)
         row.times = {
             name: {
                 "best_ms": 1e3 * each.best,
@@ -235,13 +247,42 @@ def weights_read(cell: Cell) -> int:
     >>> weights_read(LSTM(3, 4)) == 4 * 4 * (3 + 4), weights_read(GRU(3, 4, reset="before")) == 3 * 4 * (3 + 4)
     (True, True)
     """
-    like = next(cell.parameters(), torch.zeros(()))
-    try:
-        program = simplify(unroll(trace(cell, cell.input_size, cell.state_sizes, like), 1))
-    except Untraceable:
+    program = _program(cell)
+    if program is None:
         return sum(parameter.numel() for parameter in cell.parameters() if parameter.dim() == 2)
     affine = [node for node in program.nodes if node.op == "affine" and node.rate > PARAMETER]
     return sum(node.size * program.nodes[value].size for node in affine for value, _, _ in products(node))
+
+
+def elementwise(cell: Cell) -> float:
+    """What a step computes element by element, in multiplications; 0 of a cell that has no program.
+
+    >>> from ritornello import Elman
+    >>> elementwise(Elman(3, 4)) > 0
+    True
+    """
+    program = _program(cell)
+    return 0.0 if program is None else sum(element_cost(node, program) for node in program.nodes if node.rate >= INPUT)
+
+
+def is_linear(cell: Cell) -> bool:
+    """Whether a cell is found to be linear in its state, with no product in its loop.
+
+    >>> from ritornello import GRU
+    >>> from ritornello.cells import SRU
+    >>> is_linear(SRU(3, 4)), is_linear(GRU(3, 4))
+    (True, False)
+    """
+    program = _program(cell)
+    return program is not None and any(node.op == "state" for node in program.nodes) and scanned(program) is not None
+
+
+def _program(cell: Cell) -> Program | None:
+    like = next(cell.parameters(), torch.zeros(()))
+    try:
+        return simplify(unroll(trace(cell, cell.input_size, cell.state_sizes, like), 1))
+    except Untraceable:
+        return None
 
 
 def _executor(case: Case) -> tuple[str, str]:

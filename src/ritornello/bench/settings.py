@@ -18,6 +18,8 @@ DENSE: tuple[Shape, ...] = (
 )
 WIDE = tuple(shape for shape in DENSE if shape[2] >= 256)
 RAGGED: Shape = (500, 32, 256)
+CATALOGUE: tuple[Shape, ...] = ((64, 32, 256),)
+LONG: Shape = (10_000, 4, 128)
 STREAM = 128
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -28,9 +30,10 @@ class Settings:
 
     Attributes:
         cells: names, see `roster.entries`; none: the benchmark's own.
-        everyone: the whole catalogue too.
+        everyone: the whole catalogue in their place.
         shapes: (steps, sequences, units) of the dense section; the input is as large as the state.
         ragged: (most steps, sequences, units) of the ragged section; lengths are uniform from a tenth of the steps on.
+        long: (steps, sequences, units) of the section of cells that are linear in their state.
         first_call: whether to time the first call of each cell.
         bfloat16: shapes at which to time bfloat16 beside float32; the processor must have instructions for it.
         streaming: units of the cell that is timed step by step; 0 for none.
@@ -47,6 +50,7 @@ class Settings:
     everyone: bool = False
     shapes: tuple[Shape, ...] = DENSE
     ragged: Shape | None = RAGGED
+    long: Shape | None = None
     first_call: bool = True
     bfloat16: tuple[Shape, ...] = ()
     streaming: int = STREAM

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ritornello import cells
-from ritornello.bench import cells as own
+from ritornello.bench.cells import Ferry
 
 Step = Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]
 
@@ -156,8 +156,11 @@ def ferry(o: Any, w: dict[str, Any]) -> Step:
 def step_of(cell: Any) -> Callable[[Any, dict[str, Any]], Step] | None:
     """The careful step of a cell; None for one that is not known here, whose loop calls the cell itself."""
     if type(cell) is cells.GRU:
-        return {"after": gru_after, "before": gru_before}[cell.reset]
+        usual = cell.update == "keep" and cell.d is not None
+        return {"after": gru_after, "before": gru_before}[cell.reset] if usual else None
     if type(cell) is cells.Elman and cell.nonlinearity != "tanh":
+        return None
+    if type(cell) is cells.PeepholeLSTM and cell.peephole != "vectors":
         return None
     return STEPS.get(type(cell))
 
@@ -165,9 +168,9 @@ def step_of(cell: Any) -> Callable[[Any, dict[str, Any]], Step] | None:
 STEPS: dict[type, Callable[[Any, dict[str, Any]], Step]] = {
     cells.Elman: elman,
     cells.LSTM: lstm,
-    own.PeepholeLSTM: peephole,
-    own.LayerNormLSTM: layer_norm,
-    own.CoupledLSTM: coupled,
-    own.MultiplicativeLSTM: multiplicative,
-    own.Ferry: ferry,
+    cells.PeepholeLSTM: peephole,
+    cells.LayerNormLSTM: layer_norm,
+    cells.CoupledLSTM: coupled,
+    cells.MultiplicativeLSTM: multiplicative,
+    Ferry: ferry,
 }

@@ -60,7 +60,7 @@ def run(settings: Settings, watch: Watch) -> dict[str, Any]:
         raise ArgumentError(f"seconds is {settings.seconds}; it must be a positive number.")
     if settings.threads < 1:
         raise ArgumentError(f"threads is {settings.threads}; it must be at least 1.")
-    for shape in (*settings.shapes, *settings.bfloat16, *filter(None, [settings.ragged])):
+    for shape in (*settings.shapes, *settings.bfloat16, *filter(None, [settings.ragged, settings.long])):
         if min(shape) < 1:
             raise ArgumentError(f"The shape {shape} must be positive: steps, sequences, units.")
     if settings.bfloat16 and not machine.has_bfloat16():
@@ -77,7 +77,7 @@ def run(settings: Settings, watch: Watch) -> dict[str, Any]:
 
 def _run(settings: Settings, watch: Watch) -> dict[str, Any]:
     cells = entries(list(settings.cells), settings.everyone)
-    parts = len(settings.shapes) + (settings.ragged is not None)
+    parts = len(settings.shapes) + (settings.ragged is not None) + (settings.long is not None)
     parts_more = len(settings.bfloat16) + bool(settings.streaming) + settings.first_call
     calls = len(cells) * (parts * (2 + settings.backward) + parts_more)
     done = 0
@@ -109,6 +109,10 @@ def _run(settings: Settings, watch: Watch) -> dict[str, Any]:
         rows += part
     if settings.ragged is not None:
         for part in sections.ragged(settings, cells, ceiling, doing):
+            watch.rows(part)
+            rows += part
+    if settings.long is not None:
+        for part in sections.long(settings, cells, ceiling, doing):
             watch.rows(part)
             rows += part
     halves = list(sections.bfloat16(settings, cells, doing))

@@ -29,16 +29,16 @@ class GroupedRNN(Cell):
 
     Args:
         input_size: features of x.
-        hidden_size: features of h; the groups are equal parts of it.
-        periods: steps of each group, ascending. Default (1, 2, 4, 8).
+        hidden_size: features of h; the groups are equal parts of it, or as near to that as it divides.
+        periods: steps of each group, ascending. Default (1, 2, 4, 8). There are no more groups than units.
 
     Shapes:
         x (rows, input_size); s.h (rows, hidden_size), s.clock (rows, groups): steps until a group is due. Parameters:
-        W.weight (hidden_size, input_size), W.bias (hidden_size), U.g.weight (hidden_size / groups, features of g and
+        W.weight (hidden_size, input_size), W.bias (hidden_size), U.g.weight (units of group g, units of g and of
         slower groups), each uniform in ±1/√hidden_size.
 
     Raises:
-        ArgumentError: a size that is no positive integer or does not divide, or periods that are none.
+        ArgumentError: a size that is no positive integer, or periods that are none.
 
     Example:
         >>> cell = GroupedRNN(3, 8)
@@ -50,22 +50,13 @@ class GroupedRNN(Cell):
 
     def __init__(self, input_size: int, hidden_size: int, periods: Sequence[int] = (1, 2, 4, 8)) -> None:
         super().__init__(input_size, hidden_size)
-        self.periods = tuple(periods)
-        if (
-            not self.periods
-            or any(not isinstance(p, int) or p < 1 for p in periods)
-            or list(periods) != sorted(periods)
-        ):
+        self.periods = tuple(periods)[:hidden_size]
+        count = len(self.periods)
+        if not count or any(not isinstance(p, int) or p < 1 for p in periods) or list(periods) != sorted(periods):
             raise ArgumentError(f"GroupedRNN: periods must be ascending positive integers, not {periods!r}.")
-        if hidden_size % len(self.periods):
-            raise ArgumentError(
-                f"GroupedRNN: hidden_size={hidden_size} does not divide into {len(self.periods)} equal groups."
-            )
-        self.size = hidden_size // len(self.periods)
+        self.sizes = tuple(hidden_size // count + (g < hidden_size % count) for g in range(count))
         self.W = nn.Linear(input_size, hidden_size)
-        self.U = nn.ModuleList(
-            nn.Linear(hidden_size - g * self.size, self.size, bias=False) for g in range(len(self.periods))
-        )
+        self.U = nn.ModuleList(nn.Linear(sum(self.sizes[g:]), size, bias=False) for g, size in enumerate(self.sizes))
         uniform_(self)
 
     @property
@@ -78,11 +69,12 @@ class GroupedRNN(Cell):
         return (self.hidden_size, len(self.periods))
 
     def forward(self, x: Tensor, s: State) -> State:
-        fed, groups, clocks = self.W(x).split(self.size, -1), [], []
+        fed, own = self.W(x).split(self.sizes, -1), s.h.split(self.sizes, -1)
+        groups, clocks = [], []
         for g, (period, recurrent) in enumerate(zip(self.periods, self.U, strict=True)):
-            old, clock = s.h[..., g * self.size :], s.clock[..., g : g + 1]
+            clock = s.clock[..., g : g + 1]
             due = clock < 0.5
-            new = torch.tanh(fed[g] + recurrent(old))
-            groups.append(torch.where(due, new, old[..., : self.size]) if period > 1 else new)
+            new = torch.tanh(fed[g] + recurrent(torch.cat(own[g:], -1)))
+            groups.append(torch.where(due, new, own[g]) if period > 1 else new)
             clocks.append(torch.where(due, period - 1.0, clock - 1))
         return self.State(torch.cat(groups, -1), torch.cat(clocks, -1))

@@ -71,7 +71,7 @@ class MultiplicativeRNN(Cell):
     Shapes:
         x (rows, input_size), s.h (rows, hidden_size). Parameters: W.weight (hidden_size, input_size), W.bias
         (hidden_size), F.weight (factors, input_size), V.weight (factors, hidden_size), U.weight (hidden_size, factors),
-        each uniform in ±1/√hidden_size, F's in ±1.
+        each uniform in ±1/√hidden_size, F's in ±√(3/input_size), so that F x is as large as x.
 
     Raises:
         ArgumentError: a size that is no positive integer.
@@ -95,7 +95,8 @@ class MultiplicativeRNN(Cell):
         self.V = nn.Linear(hidden_size, factors, bias=False)
         self.U = nn.Linear(factors, hidden_size, bias=False)
         uniform_(self)
-        nn.init.uniform_(self.F.weight, -1, 1)
+        bound = (3 / input_size) ** 0.5
+        nn.init.uniform_(self.F.weight, -bound, bound)
 
     def forward(self, x: Tensor, s: State) -> State:
         m = self.F(x) * self.V(total(s.h))

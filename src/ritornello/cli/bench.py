@@ -16,7 +16,12 @@ def bench(
         typer.Option(help="A cell's name, or FILE.py:Class, whose code is run; several.", show_default="nine"),
     ] = [],  # noqa: B006
     everyone: Annotated[
-        bool, typer.Option("--all", help="All cells of the catalogue too.", show_default="off")
+        bool,
+        typer.Option(
+            "--all",
+            help="The whole catalogue, at 64,32,256 and, where linear in the state, 10000,4,128.",
+            show_default="off",
+        ),
     ] = False,
     ragged: Annotated[
         bool | None, typer.Option(help="Sequences of different lengths.", show_default="unless others are asked for")
@@ -62,8 +67,8 @@ def bench(
 ) -> None:
     """Measure speed: ritornello, torch.nn, a Python loop, jax.lax.scan and the fastest matrix product, side by side.
 
-    Without --shape, --ragged, --bfloat16, --streaming and --first-call it measures all of them; else what is asked
-    for. Nothing is timed before it computes the same as the Python loop.
+    Without --shape, --all, --ragged, --bfloat16, --streaming and --first-call it measures the usual cells in all these
+    ways; else what is asked for. Nothing is timed before it computes the same as the Python loop.
     """
     import json
     from pathlib import Path
@@ -73,7 +78,7 @@ def bench(
     from ritornello.bench import Mismatch, Settings, run
     from ritornello.bench.machine import has_bfloat16
     from ritornello.bench.report import Report
-    from ritornello.bench.settings import DENSE, RAGGED, STREAM, WIDE
+    from ritornello.bench.settings import CATALOGUE, DENSE, LONG, RAGGED, STREAM, WIDE
     from ritornello.errors import ArgumentError
 
     if model and not torch_:
@@ -82,13 +87,16 @@ def bench(
     others |= {"--bfloat16": bfloat16, "--streaming": streaming, "--dtype": dtype != "float32"}
     if torch_ and (clash := [name for name, value in others.items() if value]):
         raise ArgumentError(f"--torch and {clash[0]} clash: --torch has cases of its own.")
-    asked = bool(shape or ragged or first_call or bfloat16 or streaming)
+    if everyone and cell:
+        raise ArgumentError("--all and --cell clash: --all is every cell of the catalogue.")
+    asked = bool(shape or ragged or first_call or bfloat16 or streaming or everyone)
     halves = has_bfloat16() and not asked if bfloat16 is None else bfloat16
     shapes = tuple(_shape(text) for text in shape)
     settings = Settings(
         cells=tuple(cell),
         everyone=everyone,
-        shapes=shapes or (() if asked else DENSE),
+        shapes=shapes or (CATALOGUE if everyone else () if asked else DENSE),
+        long=LONG if everyone and not shape else None,
         ragged=RAGGED if (not asked if ragged is None else ragged) else None,
         first_call=not asked if first_call is None else first_call,
         bfloat16=shapes or WIDE if halves else (),

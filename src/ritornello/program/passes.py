@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from ritornello.errors import CellError
+from ritornello.program.linear import linearise
 from ritornello.program.ops import Term
 from ritornello.program.program import (
     INPUT,
@@ -29,8 +30,8 @@ SUMS = ("add", "affine")
 
 
 def simplify(program: Program) -> Program:
-    """Split, fold, merge, fuse."""
-    return fuse(merge(fold(split(program))))
+    """Split, fold, linearise, merge, fuse."""
+    return fuse(merge(linearise(fold(split(program)))))
 
 
 def unroll(program: Program, slots: int) -> Program:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ritornello.program.derive import derive
-from ritornello.program.linear import linear
+from ritornello.program.linear import scanned
 from ritornello.program.lower import AFTER, BACK, BEFORE, LOOP, Code, Product, Wants, lower
 from ritornello.program.ops import OPS
 from ritornello.program.program import INPUT, PARAMETER, STATE, Node, Program, Value, products
@@ -37,7 +37,7 @@ def show(program: Program, fields: Sequence[str]) -> str:
     fast = [v for v, node in enumerate(program.nodes) if node.rate == INPUT and node.op != "x"]
     loop = [v for v, node in enumerate(program.nodes) if node.rate == STATE and node.op != "state"]
     lines = ["before the loop, for all rows at once:", *(printer.lines(fast) or ["  nothing"])]
-    lines += ["in the loop:", *printer.lines(loop)]
+    lines += ["in the loop:", *(printer.lines(loop) or ["  nothing"])]
     lines += [f"  {name} = {printer.name(value)}" for name, value in zip(fields, program.results, strict=True)]
     return "\n".join([*lines, "", *_costs(program, printer)])
 
@@ -115,7 +115,7 @@ def _costs(program: Program, printer: _Printer) -> list[str]:
     code = lower(joint, Wants(True, True, douts))
     flops = [_flops(code, routine) for routine in (BEFORE, LOOP, BACK, AFTER)]
     weights = sum(2 * r.left.size * r.right.size for r in code.reductions if r.right is not None)
-    cheap = sum(_element_cost(node, program) for node in program.nodes if node.rate >= INPUT)
+    cheap = sum(element_cost(node, program) for node in program.nodes if node.rate >= INPUT)
     kept = code.frame + sum(program.fields)
     lines = [
         f"forward: {flops[0] + flops[1]:,} flops a row in products, {_share(flops[0], flops[0] + flops[1])} of them "
@@ -124,9 +124,12 @@ def _costs(program: Program, printer: _Printer) -> list[str]:
         f"kept for the backward pass: {kept:,} numbers a row, {4 * kept:,} bytes in float32 "
         f"(the state {sum(program.fields):,}, gates and the like {code.frame:,})",
     ]
-    form = linear(program)
-    if form is not None:
-        lines.append("linear in the state: a prefix scan; no product is left in the loop")
+    order = scanned(program)
+    if not any(node.op == "state" for node in program.nodes):
+        lines.append("no step waits for another: all are computed at once")
+    elif order is not None:
+        left = "no product is left in the loop" if not flops[1] else f"{flops[1]:,} flops a row in products stay in it"
+        lines.append(f"linear in the state: a scan of {', '.join(printer.fields[f] for f in order)}; {left}")
     return lines
 
 
@@ -135,7 +138,8 @@ def _flops(code: Code, routine: int) -> int:
     return sum(2 * step.size * place.size for step in steps for place in step.left)
 
 
-def _element_cost(node: Node, program: Program) -> float:
+def element_cost(node: Node, program: Program) -> float:
+    """What a node computes element by element, in multiplications a row."""
     if node.op not in OPS or OPS[node.op].kind not in ("elements", "reduction"):
         return 0.0
     return OPS[node.op].cost * max([node.size, *(program.nodes[arg].size for arg in node.args)])
