@@ -30,6 +30,7 @@ from rich.table import Table
 
 from ritornello import _core
 from ritornello.program import Wants, derive, trace, unroll
+from ritornello.program.linear import linearise
 from ritornello.program.lower import AFTER, BACK, BEFORE, LOOP, Product, _Lowering
 from ritornello.program.passes import SUMS, fold, fuse, merge, split
 from ritornello.program.program import INPUT, PARAMETER
@@ -66,7 +67,7 @@ def hits(seed: int) -> dict[str, Counter]:
     program = unroll(trace(cell, cell.input_size, cell.state_sizes, torch.zeros((), dtype=F64)), 1)
     effects: Counter = Counter()
     stages = [program]
-    for step in (split, fold, merge, fuse):
+    for step in (split, fold, linearise, merge, fuse):
         stages.append(step(stages[-1]))
     sums = [sum(node.op in SUMS for node in each.nodes) for each in stages]
     products = [sum(node.op == "affine" for node in each.nodes) for each in stages]
@@ -74,7 +75,8 @@ def hits(seed: int) -> dict[str, Counter]:
     effects["hoisted"] = sum(node.rate == INPUT and bool(node.args) for node in final.nodes)
     effects["split"] = sums[1] - sums[0]
     effects["folded"] = max(0, sums[1] - sums[2])
-    effects["merged"] = products[2] - products[3]
+    effects["linearised"] = stages[2] != stages[3]
+    effects["merged"] = products[3] - products[4]
     effects["fused"] = sum(node.op == "mul_add" for node in final.nodes)
     fields = len(final.fields)
     lowering = _Lowering(derive(final), Wants(True, -1 not in problem.frozen, (True,) * fields))

@@ -16,7 +16,6 @@ from torch import nn
 import ritornello as rit
 from ritornello.bench import (
     ceiling,
-    cells,
     contenders,
     dropin,
     machine,

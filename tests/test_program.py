@@ -46,6 +46,7 @@ from ritornello.program import (
     unroll,
 )
 from ritornello.program.aten import TABLE
+from ritornello.program.linear import linearise
 from ritornello.program.lower import (
     AFTER,
     BACK,
@@ -544,13 +545,13 @@ def test_each_pass_keeps_the_meaning(recipe: Recipe) -> None:
     program = unroll(program_of(cell), 1)
     x, states = batch_of(program)
     expected = tuple(results(program, cell, x, states))
-    for step in (split, fold, merge, fuse):
+    for step in (split, fold, linearise, merge, fuse):
         program = step(program)
         assert_close(tuple(results(program, cell, x, states)), expected, step.__name__)
         assert program == prune(program), f"{step.__name__} leaves dead nodes"
     assert program == plan_of(cell)
     assert Program.from_text(program.to_text()) == program
-    for step in (split, fold, merge, fuse):
+    for step in (split, fold, linearise, merge, fuse):
         assert_close(tuple(results(step(program), cell, x, states)), expected, f"{step.__name__} once more")
     check_the_loop(program)
 
