@@ -2,8 +2,17 @@
 
 from ritornello.nn.cells import GRUCell, LSTMCell, RNNCell
 from ritornello.nn.compose import Bidirectional, Residual, Stack
+from ritornello.nn.feedback import Fed, Feedback, SelfFed
+from ritornello.nn.network import Context, Network
 from ritornello.nn.onnx import from_onnx, to_onnx
 from ritornello.nn.recurrent import GRU, LSTM, RNN
+from ritornello.nn.regularise import (
+    VariationalDropout,
+    WeightDrop,
+    Zoneout,
+    activation_regularisation,
+    temporal_activation_regularisation,
+)
 from ritornello.nn.replace import Swap, replace
 
 __all__ = [
@@ -11,13 +20,23 @@ __all__ = [
     "LSTM",
     "RNN",
     "Bidirectional",
+    "Context",
+    "Fed",
+    "Feedback",
     "GRUCell",
     "LSTMCell",
+    "Network",
     "RNNCell",
     "Residual",
+    "SelfFed",
     "Stack",
     "Swap",
+    "VariationalDropout",
+    "WeightDrop",
+    "Zoneout",
+    "activation_regularisation",
     "from_onnx",
     "replace",
+    "temporal_activation_regularisation",
     "to_onnx",
 ]
