@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections import namedtuple
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ritornello.cells.adapt import Adapted
-from ritornello.cells.cell import Cell, total
 from ritornello.errors import ArgumentError
 from ritornello.nn.protocol import Around, Lengths, is_layer, walks_back, without_padding
 
@@ -259,59 +256,3 @@ def _tell() -> None:
         "Feedback: without teacher forcing, what a step is fed is chosen after the step before it; "
         "it goes step by step, in a Python loop."
     )
-
-
-class SelfFed(Cell):
-    r"""A cell that reads, beside x, its own last output: real values in free running, on the compiled executor.
-
-    .. math:: h^{(t)} = f(h^{(t-1)}, [x^{(t)}; y^{(t-1)}]) \qquad y^{(t)} = \mathrm{output}(h^{(t)})
-
-    Args:
-        cell: any cell; it reads x and y, side by side.
-        output: from its output to y, such as `nn.Linear`.
-
-    Shapes:
-        x: (rows, cell.input_size - features of y). The state is y and then the cell's; y is the output, and y^(0) is 0
-        unless a state says otherwise. Over trees the cell reads the sum of the predecessors' y.
-
-    Raises:
-        ArgumentError: nothing is left for x.
-
-    Example:
-        >>> import torch, ritornello as rit
-        >>> unfold = rit.Unfold(rit.nn.SelfFed(rit.LSTM(3 + 2, 4), torch.nn.Linear(4, 2)))
-        >>> outputs, last = unfold(torch.randn(7, 5, 3))
-        >>> outputs.shape, last._fields
-        (torch.Size([7, 5, 2]), ('y', 'h', 'c'))
-    """
-
-    def __init__(self, cell: nn.Module, output: nn.Module) -> None:
-        cell = cell if isinstance(cell, Cell) else Adapted(cell)
-        like = next(cell.parameters(), torch.zeros(()))
-        with torch.no_grad():
-            size = output(like.new_zeros(1, cell.output_size)).shape[-1]
-        if size >= cell.input_size:
-            raise ArgumentError(
-                f"SelfFed: the cell reads {cell.input_size} features and its output has {size}; none is left for x."
-            )
-        super().__init__(cell.input_size - size, size)
-        self.cell, self.output = cell, output
-
-    @property
-    def State(self) -> Any:
-        """The type of the state."""
-        return _state_type(self.cell.State._fields)
-
-    @property
-    def state_sizes(self) -> tuple[int, ...]:
-        """Features of each field."""
-        return (self.hidden_size, *self.cell.state_sizes)
-
-    def forward(self, x: Tensor, s: Any) -> Any:
-        new = self.cell(torch.cat([x, total(s[0])], -1), self.cell.State(*s[1:]))
-        return self.State(self.output(new[0]), *new)
-
-
-@lru_cache(maxsize=64)
-def _state_type(fields: tuple[str, ...]) -> Any:
-    return namedtuple("State", ("y" if "y" not in fields else "fed", *fields))

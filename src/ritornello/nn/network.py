@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ritornello.errors import ArgumentError, nearest
-from ritornello.nn.compose import Bidirectional, Residual
+from ritornello.nn.bidirectional import Bidirectional
+from ritornello.nn.compose import Residual
 from ritornello.nn.protocol import Around, Function, Lengths, ending, is_layer, state_sizes, without_padding
 from ritornello.nn.state import leaves, refill
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ritornello.engine import Unfold, door
+from ritornello.errors import ArgumentError
 
 Lengths = Tensor | Sequence[int] | None
+Function = Callable[[Tensor], Tensor]
 
 
 def is_layer(module: Any) -> bool:
@@ -97,6 +99,12 @@ def without_padding(
     return x.masked_fill(beyond.view(*beyond.shape, *[1] * (x.dim() - axes)), fill)
 
 
+def check_share(owner: str, name: str, share: Any) -> None:
+    """Raises ArgumentError unless a share of what is dropped can be one."""
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+        raise ArgumentError(f"{owner}: {name} must lie in 0 to 1 (exclusive), not {share!r}.")
+
+
 class Around(nn.Module):
     """What a composition around one layer has of it: sizes, layout, state and end, where it does not say otherwise."""
 
@@ -127,6 +135,3 @@ class Around(nn.Module):
     def ending(self, outputs: Tensor | None, last: Any, lengths: Lengths) -> Tensor:
         """As the layer's."""
         return ending(self.layer, outputs, last, lengths)
-
-
-Function = Callable[[Tensor], Tensor]
