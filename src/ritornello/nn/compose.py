@@ -81,7 +81,7 @@ class Stack(nn.Module):
             if not is_layer(layer):
                 raise ArgumentError(
                     f"Stack: layer {number} is a {type(layer).__name__}; "
-                    "layers are Unfold, and compositions that give the outputs of every step."
+                    "layers are Unfold, and compositions that tell their sizes and give the outputs of every step."
                 )
         if not 0 <= dropout < 1:
             raise ArgumentError(f"Stack: dropout must lie in 0 to 1 (exclusive), not {dropout}.")

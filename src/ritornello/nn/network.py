@@ -15,6 +15,10 @@ from ritornello.nn.state import leaves, refill
 
 READS = ("acceptor", "encoder", "transducer")
 INTO = ("both", "state", "steps")
+KEEPING = (  # modules that give as many features as they read
+    *(nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softmax, nn.LogSoftmax),
+    *(nn.Dropout, nn.LayerNorm, nn.Identity),
+)
 
 
 class Network(Around):
@@ -215,9 +219,10 @@ def _check_ending(layer: nn.Module) -> None:
 
 
 def _features(module: Any, place: int) -> int | None:
-    """Features that a module reads (place 0) or gives (-1), where it or its first or last part tells them."""
+    """Features that a module reads (place 0) or gives (-1), where it tells them."""
     names = (("in_features", "input_size"), ("out_features", "output_size", "embedding_dim"))[place]
-    if isinstance(module, nn.Sequential) and len(module):
-        return _features(module[place], place)
+    if isinstance(module, nn.Sequential):
+        telling = [part for part in module if not isinstance(part, KEEPING)]
+        return _features(telling[place], place) if telling else None
     found = (getattr(module, name, None) for name in names)
     return next((value for value in found if isinstance(value, int)), None)

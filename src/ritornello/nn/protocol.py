@@ -20,8 +20,8 @@ Function = Callable[[Tensor], Tensor]
 
 
 def is_layer(module: Any) -> bool:
-    """Whether a module can stand in a composition: it has a layer's sizes, and gives outputs of every step."""
-    sizes = all(hasattr(module, name) for name in ("input_size", "output_size", "batch_first"))
+    """Whether a module can stand in a composition: it tells a layer's sizes, and gives outputs of every step."""
+    sizes = all(isinstance(getattr(module, name, None), int) for name in ("input_size", "output_size", "batch_first"))
     return sizes and getattr(module, "reads", "transducer") == "transducer"
 
 
