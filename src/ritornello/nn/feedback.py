@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ritornello.engine import door
 from ritornello.errors import ArgumentError
-from ritornello.nn.protocol import Around, Lengths, is_layer, walks_back, without_padding
+from ritornello.nn.protocol import Lengths, is_layer, walks_back, without_padding
 
 _log = logging.getLogger("ritornello")
 
@@ -32,7 +33,7 @@ class Fed(NamedTuple):
     state: Any
 
 
-class Feedback(Around):
+class Feedback(nn.Module):
     r"""A layer that reads, beside x, what came out of it at the step before.
 
     .. math:: h^{(t)} = f(h^{(t-1)}, [x^{(t)}; e(y^{(t-1)})]) \qquad o^{(t)} = \mathrm{output}(h^{(t)})
@@ -54,7 +55,7 @@ class Feedback(Around):
         output: from the layer's outputs to what comes out: logits of the symbols, or real values.
         embed: e, from symbols to vectors, such as `nn.Embedding`. Default None: real values, fed back as they are.
         start: the symbol before the first, y^(0) (default 0); with real values the number that all its features are.
-        end: a symbol after which a sequence is over in free running: later steps cost nothing and count for nothing.
+        end: a symbol after which a sequence is over in free running: later steps are not walked and do not count.
 
     Raises:
         ArgumentError: a layer that walks backwards, options that clash, or what is given does not fit.
@@ -96,7 +97,8 @@ class Feedback(Around):
                 raise ArgumentError(f"Feedback: {name} must be a symbol, an integer of 0 or more, not {symbol!r}.")
             if isinstance(count, int) and symbol is not None and symbol >= count:
                 raise ArgumentError(f"Feedback: {name} is {symbol} and embed knows 0 to {count - 1}.")
-        super().__init__(layer)
+        super().__init__()
+        self.layer: Any = layer
         self.output, self.embed, self.start, self.end = output, embed, start, end
 
     def forward(
@@ -129,44 +131,39 @@ class Feedback(Around):
         """
         self._check(feed, truth, temperature, options)
         given = self._settled(x, truth, before, steps, lengths)
-        counts = torch.as_tensor(given.steps if lengths is None else lengths, device=given.before.device)
-        counts = counts.expand(len(given.before))
         if feed != "teacher" and given.steps:
-            return self._walk(given, state, counts, feed, temperature, options)
+            return self._walk(given, state, feed, temperature, options)
         first = given.before.unsqueeze(self._time)
         known = first if given.truth is None else torch.cat([first, given.truth], self._time)
         read = self._read(x, known.narrow(self._time, 0, given.steps))
         outputs, last = self.layer(read, state, lengths=lengths, **options)
-        return Fed(without_padding(self.output(outputs), lengths, self.batch_first), None, counts, last)
+        return Fed(without_padding(self.output(outputs), lengths, self.batch_first), None, given.lengths, last)
 
     @property
     def _time(self) -> int:
         return 1 if self.batch_first else 0
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether x, the truth and the outputs are (batch, time, ...)."""
+        return self.layer.batch_first
 
     def _read(self, x: Tensor | None, fed: Tensor) -> Tensor:
         """What the layer reads: x and the vectors of what is fed, side by side."""
         vectors = fed if self.embed is None else self.embed(fed)
         return vectors if x is None else torch.cat([x, vectors], -1)
 
-    def _walk(
-        self,
-        given: _Given,
-        state: Any,
-        lengths: Tensor,
-        feed: str | float,
-        temperature: float,
-        options: dict[str, Any],
-    ) -> Fed:
+    def _walk(self, given: _Given, state: Any, feed: str | float, temperature: float, options: dict[str, Any]) -> Fed:
         """Step by step."""
         _tell()
         time, before = self._time, given.before
         free, symbols = feed == "free", self.embed is not None
         forced = torch.rand(given.steps, len(before), device=before.device) < (0.0 if isinstance(feed, str) else feed)
-        running, counts = torch.ones_like(lengths, dtype=torch.bool), torch.zeros_like(lengths)
+        running, counts = given.lengths > 0, torch.zeros_like(given.lengths)
         outputs: list[Tensor] = []
         chosen: list[Tensor] = []
         for t, force in enumerate(forced):
-            here = running & (t < lengths)
+            here = running & (t < given.lengths)
             read = self._read(None if given.x is None else given.x.narrow(time, t, 1), before.unsqueeze(time))
             found, state = self.layer(read, state, lengths=here.long(), **options)  # who has ended, stays as it is
             outputs.append(self.output(found.select(time, 0)).masked_fill(~here[:, None], 0))
@@ -177,6 +174,10 @@ class Feedback(Around):
                 chosen.append(before)
             if free and self.end is not None:
                 running = running & (before != self.end)
+                if not running.any():
+                    outputs += [torch.zeros_like(outputs[-1])] * (given.steps - t - 1)
+                    chosen += [torch.full_like(before, self.end)] * (given.steps - t - 1)
+                    break
             if given.truth is not None and not free:
                 before = torch.where(force if symbols else force[:, None], given.truth.select(time, t), before)
         return Fed(torch.stack(outputs, time), torch.stack(chosen, time) if symbols else None, counts, state)
@@ -225,7 +226,11 @@ class Feedback(Around):
             raise ArgumentError(f"Feedback: before has shape {tuple(before.shape)}; expected {(count, *tail)}.")
         if truth is not None:
             truth = without_padding(truth, lengths, self.batch_first, axes=2, fill=self.start)
-        return _Given(x, truth, before, steps if sizes is None else sizes[self._time])  # type: ignore[arg-type]
+        time: int = steps if sizes is None else sizes[self._time]  # type: ignore[assignment]
+        if not torch.compiler.is_compiling():  # a graph's lengths are checked when it runs
+            lengths = door.settle_lengths(lengths, door.Layout(time, count, self.batch_first, True))
+        counts = torch.as_tensor(time if lengths is None else lengths, device=before.device).expand(count)
+        return _Given(x, truth, before, time, counts)
 
 
 class _Given(NamedTuple):
@@ -235,12 +240,14 @@ class _Given(NamedTuple):
         x, truth: as given; the truth's padding is the start symbol.
         before: y^(0), (batch,) or (batch, output features).
         steps: how many.
+        lengths: (batch,) steps of each sequence.
     """
 
     x: Tensor | None
     truth: Tensor | None
     before: Tensor
     steps: int
+    lengths: Tensor
 
 
 def _choose(logits: Tensor, temperature: float) -> Tensor:
