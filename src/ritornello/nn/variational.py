@@ -19,7 +19,7 @@ from ritornello.nn.wrapped import Wrapped
 
 PRODUCTS = {  # what reads h by a matrix; a concatenation is only made to be multiplied
     *(F.linear, F.bilinear, torch.cat, torch.concat, torch.concatenate, torch.addmm, torch.mm, torch.bmm),
-    *(torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm),
+    *(torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm, Tensor.addmm, torch.einsum),
     *(torch.lstm_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell),  # which read h by products alone, unlike the GRU's
 }
 
