@@ -234,6 +234,127 @@ def test_a_residual_stack_by_hand() -> None:
     assert_close(stack(x)[0], expected)
 
 
+EXECUTORS = ["reference", "cpu"]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("options", OPTIONS, ids=["full", "lengths", "resets", "both"])
+def test_with_skip_connections_every_layer_reads_x_and_is_read(options: dict[str, Any], executor: str) -> None:
+    cells = (rit.LSTM, rit.Elman, rit.GRU)
+    stack = Stack.of(cells, 3, (4, 2, 5), skip=True, executor=executor).to(F64)
+    x, states = torch.randn(5, 4, 3, dtype=F64), [state_of(layer.cell) for layer in stack.layers]
+    below, every, lasts = x[..., :0], [], []
+    for layer, state in zip(stack.layers, states, strict=True):
+        read = torch.cat([x, below], -1)
+        below, last = loop(layer.cell, read, state, options.get("lengths"), options.get("resets"), False)
+        every.append(below)
+        lasts.append(last)
+    if "lengths" in options:
+        x = x.masked_fill(beyond(LENGTHS)[..., None], POISON)
+    outputs, found = stack(x, states, **options)
+    assert_close(outputs, torch.cat(every, -1))
+    assert_close(found, tuple(lasts))
+    assert (stack.input_size, stack.output_size) == (3, 11)
+    assert [layer.input_size for layer in stack.layers] == [3, 7, 5]
+
+
+def test_dropout_of_a_stack_with_skip_connections_spares_x_and_the_outputs() -> None:
+    class Heads(Cell):
+        """Its output is its first ten inputs."""
+
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(x[..., :10])
+
+    class Tails(Heads):
+        """Its output is its last ten inputs."""
+
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(x[..., -10:])
+
+    x = torch.rand(50, 20, 10) + 1
+    for upper, spared in ((Heads, True), (Tails, False)):
+        outputs, _ = Stack.of((Echo, upper), 10, 10, skip=True, dropout=0.5)(x)
+        assert torch.equal(outputs[..., :10], x)
+        assert torch.equal(outputs[..., 10:], x) == spared
+    kept = outputs[..., 10:] != 0  # of what was between the layers
+    assert_close(outputs[..., 10:][kept], (2 * x)[kept])
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("merge", ["concatenate", "sum"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["full", "lengths", "resets", "both"])
+def test_whole_stacks_in_both_directions(options: dict[str, Any], merge: str, executor: str) -> None:
+    """The two directions meet only at the top."""
+    halves = [Stack.of((rit.GRU, rit.Elman), 3, (4, 2), reverse=way, executor=executor) for way in (False, True)]
+    both = Bidirectional(*halves, merge=merge).to(F64)
+    x, states = torch.randn(5, 4, 3, dtype=F64), [[state_of(layer.cell) for layer in half.layers] for half in halves]
+    found, lasts = [], []
+    for half, entering, way in zip(halves, states, (False, True), strict=True):
+        reads, last = x, []
+        for layer, state in zip(half.layers, entering, strict=True):
+            reads, final = loop(layer.cell, reads, state, options.get("lengths"), options.get("resets"), way)
+            last.append(final)
+        found.append(reads)
+        lasts.append(tuple(last))
+    outputs, after = both(x, states, **options)
+    assert_close(outputs, torch.cat(found, -1) if merge == "concatenate" else found[0] + found[1])
+    assert_close(after, tuple(lasts))
+    assert both.output_size == (4 if merge == "concatenate" else 2)
+
+
+def test_a_stack_whose_layers_sum_their_directions() -> None:
+    stack = Stack.of(rit.Elman, 3, 3, layers=2, bidirectional=True, merge="sum", residual=True).to(F64)
+    expected = x = torch.randn(5, 4, 3, dtype=F64)
+    for layer in stack.layers:
+        ways = [
+            loop(unfold.cell, expected, None, LENGTHS, None, unfold.reverse)[0] for unfold in layer.layer.children()
+        ]
+        expected = (expected + sum(ways)).masked_fill(beyond(LENGTHS)[..., None], 0)
+    assert_close(stack(x, lengths=LENGTHS)[0], expected)
+
+
+def test_what_unfoldings_are_told_goes_through_compositions() -> None:
+    told = {"adjoint": "checkpointed", "executor": "cpu", "learn_initial": True, "batch_first": True}
+    for make in (
+        partial(Stack.of, (rit.GRU, rit.Elman), 3, 4, bidirectional=True, **told),
+        lambda: Bidirectional(rit.GRU(3, 4), rit.LSTM(3, 4), **told),
+        partial(Stack.of, rit.GRU, 3, (4, 2), reverse=True, variational_dropout=0.1, **told),
+    ):
+        unfolds = [part for part in make().modules() if isinstance(part, rit.Unfold)]
+        assert unfolds
+        for unfold in unfolds:
+            assert (unfold.adjoint, unfold.executor, unfold.batch_first) == ("checkpointed", "cpu", True)
+            assert unfold.initial is not None
+    assert [part.reverse for part in unfolds] == [True, True]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_learnt_initial_states_are_read_and_learnt_in_compositions(executor: str) -> None:
+    whole = Bidirectional(
+        *(
+            Stack.of((rit.LSTM, rit.GRU), 3, 4, skip=True, learn_initial=True, executor=executor, reverse=way)
+            for way in (False, True)
+        )
+    ).to(F64)
+    unfolds = [part for part in whole.modules() if isinstance(part, rit.Unfold)]
+    for unfold in unfolds:
+        for field in unfold.initial:
+            torch.nn.init.normal_(field)
+    x = torch.randn(5, 4, 3, dtype=F64)
+    states = [unfold.cell.State(*(field.expand(4, -1) for field in unfold.initial)) for unfold in unfolds]
+    assert_close(whole(x, lengths=LENGTHS), whole(x, ((states[0], states[1]), (states[2], states[3])), lengths=LENGTHS))
+    learnt = {name: field for name, field in whole.named_parameters() if "initial" in name}
+    assert len(learnt) == 6
+    assert all(gradient.any() for gradient in gradients(whole(x)[0], learnt).values())
+
+
+@pytest.mark.parametrize("adjoint", ["full", "checkpointed"])
+def test_gradients_of_a_deep_composition_by_differences(adjoint: str) -> None:
+    whole = Stack.of((rit.GRU, rit.LSTM), 2, (3, 2), bidirectional=True, skip=True, adjoint=adjoint).to(F64)
+    x = torch.randn(4, 2, 2, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: whole(x, lengths=[4, 2])[0], x)
+
+
 def test_a_state_is_taken_apart_put_together_and_cut_off() -> None:
     stack = Stack.of(rit.LSTM, 3, 4, layers=2, bidirectional=True)
     _, carried = stack(torch.randn(5, 2, 3))
@@ -289,6 +410,63 @@ CELL = rit.GRU(3, 4)
         ),
         (lambda: Stack.of(rit.GRU, 3, 4, layers=0), r"^Stack: layers must be at least 1, not 0"),
         (lambda: Stack.of(rit.GRU, 3, 4, executor="gpu"), r"^Unknown executor 'gpu'"),
+        (
+            lambda: Stack.of(rit.GRU, 3, 4, bidirectional=True, reverse=True),
+            r"^Stack: reverse=True and bidirectional=True clash: both directions are walked already\.$",
+        ),
+        (
+            lambda: Stack.of(rit.GRU, 3, 4, merge="sum"),
+            r"^Stack: merge='sum' and bidirectional=False clash: there is nothing to merge",
+        ),
+        (
+            lambda: Stack.of(rit.GRU, 3, 4, residual=True, skip=True),
+            r"^Stack: residual=True and skip=True clash: with skip connections a layer reads more than it gives",
+        ),
+        (
+            lambda: Stack.of((rit.GRU, rit.LSTM), 3, 4, layers=3),
+            r"^Stack: cell lists 2 and there are 3 layers; give one for each",
+        ),
+        (
+            lambda: Stack.of((rit.GRU, rit.LSTM), 3, (4, 4, 4)),
+            r"^Stack: hidden_size lists 3 and there are 2 layers; give one for each",
+        ),
+        (lambda: Stack.of((), 3, 4), r"^Stack: layers must be at least 1, not 0"),
+        (
+            lambda: Stack([rit.Unfold(CELL), rit.Unfold(rit.GRU(4, 4))], skip=True),
+            r"^Stack: layer 0 gives 4 features, beside the 3 of x, and layer 1 reads 4; they must be alike",
+        ),
+        (
+            lambda: Stack([rit.nn.Network(rit.Unfold(CELL), reads="acceptor"), rit.Unfold(CELL)]),
+            r"^Stack: layer 0 is a Network; layers are Unfold, and compositions that tell their sizes and give",
+        ),
+        (
+            lambda: Bidirectional(CELL, rit.GRU(3, 4), merge="add"),
+            r"^Unknown merge 'add': .*Known: concatenate, sum",
+        ),
+        (
+            lambda: Bidirectional(CELL, rit.GRU(3, 2), merge="sum"),
+            r"^Bidirectional: the directions give 4 and 2 features; with merge='sum' they are added, so they must be",
+        ),
+        (
+            lambda: Bidirectional(CELL, rit.GRU(3, 4), reverse=True),
+            r"^Bidirectional: reverse clashes with it: both directions are walked already",
+        ),
+        (
+            lambda: Bidirectional(rit.Unfold(CELL), rit.Unfold(rit.GRU(3, 4))),
+            r"^Bidirectional: the second layer walks forwards; make it with reverse=True",
+        ),
+        (
+            lambda: Bidirectional(rit.Unfold(CELL, reverse=True), rit.GRU(3, 4)),
+            r"^Bidirectional: the first layer walks backwards",
+        ),
+        (
+            lambda: Bidirectional(rit.Unfold(CELL), rit.GRU(3, 4), batch_first=True),
+            r"^Bidirectional: batch_first and a layer clash: layers have their own",
+        ),
+        (
+            lambda: Bidirectional(rit.Unfold(CELL), rit.Unfold(rit.GRU(3, 4), reverse=True, batch_first=True)),
+            r"^Bidirectional: the two layers differ in batch_first; make them alike",
+        ),
     ],
 )
 def test_what_cannot_be_composed_is_named(make: Any, message: str) -> None:

@@ -611,9 +611,20 @@ ZEROS, X = torch.zeros(2, 4), torch.zeros(5, 2, 3)
             r"^resets has shape \(2, 5\); expected \(5, 2\), one for each step of x",
         ),
         ((X[:, 0],), {"resets": torch.zeros(5, 1, dtype=torch.bool)}, r"^resets has shape \(5, 1\); expected \(5,\)"),
-        ((X, (ZEROS,)), {}, r"^state has 1 fields; LSTM\.State has 2: h, c\.$"),
+        ((X, (ZEROS,)), {}, r"^state has 1 fields; LSTM\.State has 2: h, c \(missing: c\)\.$"),
         ((X, ZEROS), {}, r"^state has 1 fields; LSTM\.State has 2: h, c"),
-        ((X, (ZEROS,) * 3), {}, r"^state has 3 fields; LSTM\.State has 2: h, c"),
+        ((X, (ZEROS,) * 3), {}, r"^state has 3 fields; LSTM\.State has 2: h, c \(not among them: number 3\)\.$"),
+        ((X, {"h": ZEROS}), {}, r"^state has the fields h; LSTM\.State has h, c \(missing: c\)\.$"),
+        (
+            (X, {"h": ZEROS, "c": ZEROS, "z": ZEROS}),
+            {},
+            r"^state has the fields h, c, z; LSTM\.State has h, c \(not among them: z\)\.$",
+        ),
+        (
+            (X, namedtuple("Other", "h memory")(ZEROS, ZEROS)),
+            {},
+            r"^state has the fields h, memory; LSTM\.State has h, c \(missing: c; not among them: memory\)\.$",
+        ),
         ((X, [ZEROS, ZEROS]), {}, r"^state has list; LSTM\.State has 2: h, c"),
         ((X, Broken.Swapped(ZEROS, ZEROS)), {}, r"^state has the fields c, h; LSTM\.State has h, c"),
         ((X, (ZEROS, None)), {}, r"^state field 'c' must be a tensor of shape \(2, 4\), not NoneType"),
@@ -631,6 +642,12 @@ ZEROS, X = torch.zeros(2, 4), torch.zeros(5, 2, 3)
 def test_what_does_not_fit_is_named(arguments: tuple, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         rit.Unfold(rit.LSTM(3, 4))(*arguments, **options)
+
+
+def test_a_state_may_be_a_dict() -> None:
+    unfold, x = rit.Unfold(rit.LSTM(3, 4)), torch.randn(5, 2, 3)
+    h, c = torch.randn(2, 4), torch.randn(2, 4)
+    assert torch.equal(unfold(x, {"c": c, "h": h})[0], unfold(x, (h, c))[0])
 
 
 def test_batch_first_is_named_in_the_messages() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -129,11 +130,21 @@ def settle_state(cell: Cell, state: Any, blank: Any, x: Tensor, entries: int, ba
     name, fields = name_of(cell), cell.State._fields
     if isinstance(state, Tensor):
         state = (state,)
+    given = tuple(state) if isinstance(state, Mapping) else getattr(type(state), "_fields", None)
+    if given is not None and (given != fields if isinstance(state, tuple) else {*given} != {*fields}):
+        other = _other_fields([f for f in fields if f not in given], [f for f in given if f not in fields])
+        raise ArgumentError(
+            f"state has the fields {', '.join(map(str, given))}; {name}.State has {', '.join(fields)}{other}."
+        )
+    if isinstance(state, Mapping):
+        state = tuple(state[field] for field in fields)
     if not isinstance(state, tuple) or len(state) != len(fields):
         came = f"{len(state)} fields" if isinstance(state, tuple) else type(state).__name__
-        raise ArgumentError(f"state has {came}; {name}.State has {len(fields)}: {', '.join(fields)}.")
-    if getattr(type(state), "_fields", fields) != fields:
-        raise ArgumentError(f"state has the fields {', '.join(state._fields)}; {name}.State has {', '.join(fields)}.")  # type: ignore[attr-defined]
+        other = ""
+        if isinstance(state, tuple):
+            extra = [f"number {k + 1}" for k in range(len(fields), len(state))]
+            other = _other_fields(fields[len(state) :], extra)
+        raise ArgumentError(f"state has {came}; {name}.State has {len(fields)}: {', '.join(fields)}{other}.")
     for field, value, size in zip(fields, state, cell.state_sizes, strict=True):
         expected = (entries, size) if batched else (size,)
         if not isinstance(value, Tensor):
@@ -148,6 +159,12 @@ def settle_state(cell: Cell, state: Any, blank: Any, x: Tensor, entries: int, ba
                 "alike."
             )
     return cell.State(*(value if batched else value.unsqueeze(0) for value in state))
+
+
+def _other_fields(missing: Sequence[Any], extra: Sequence[Any]) -> str:
+    """The fields by which a state differs, in parentheses."""
+    told = [f"{what}: {', '.join(map(str, f))}" for what, f in (("missing", missing), ("not among them", extra)) if f]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def chain_schedule(layout: Layout, lengths: Any, resets: Any, reverse: bool) -> Schedule:

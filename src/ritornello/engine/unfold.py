@@ -110,8 +110,8 @@ class Unfold(nn.Module):
         Args:
             x: (time, batch, input_size); (batch, time, input_size) with `batch_first`; (time, input_size) for one
                 sequence. time and batch may be 0.
-            state: the states that sequences enter with, fields (batch, size), or (size,) for one sequence. Default: the
-                initial state.
+            state: the states that sequences enter with, fields (batch, size), or (size,) for one sequence; a `State`, a
+                tuple, or a dict by field. Default: the initial state.
             lengths: (batch,) integers, steps of each sequence, 0 allowed. Steps beyond are neither read nor computed,
                 and their outputs are 0.
             resets: booleans like x without its features: a new sequence begins at this step, and nothing crosses from

@@ -1,90 +1,24 @@
-"""Compositions of unfoldings: stacks, both directions, residual connections. There is no other mechanism."""
+"""Layers one upon another: stacks, with residual and skip connections."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ritornello.cells.cell import Cell
 from ritornello.engine import Unfold
 from ritornello.errors import ArgumentError
+from ritornello.nn.bidirectional import Bidirectional
+from ritornello.nn.protocol import Around, Lengths, ending, is_layer, state_sizes, without_padding
+from ritornello.nn.state import parts_of
+from ritornello.nn.variational import VariationalDropout
 
 
-class Bidirectional(nn.Module):
-    """Two unfoldings, one in each direction, side by side.
-
-    h reads the past, g the future; the output at each step is [h, g] (Schuster & Paliwal 1997).
-
-    Args:
-        forward_cell, backward_cell: two cells with the same input size.
-        batch_first, learn_initial, executor: as in `Unfold`.
-
-    Shapes:
-        As `Unfold`'s; outputs have forward_cell.output_size + backward_cell.output_size features, and the state is a
-        pair: (forward state, backward state).
-
-    Raises:
-        ArgumentError: the cells' input sizes differ.
-
-    Example:
-        >>> import torch, ritornello as rit
-        >>> both = rit.nn.Bidirectional(rit.GRU(3, 4), rit.GRU(3, 4))
-        >>> both(torch.randn(5, 2, 3))[0].shape
-        torch.Size([5, 2, 8])
-    """
-
-    def __init__(
-        self,
-        forward_cell: Cell,
-        backward_cell: Cell,
-        *,
-        batch_first: bool = False,
-        learn_initial: bool = False,
-        executor: str = "auto",
-    ) -> None:
-        super().__init__()
-        if forward_cell.input_size != backward_cell.input_size:
-            raise ArgumentError(
-                f"Bidirectional: the forward cell reads {forward_cell.input_size} features and the backward cell "
-                f"{backward_cell.input_size}; both read the same input."
-            )
-        if forward_cell is backward_cell:
-            raise ArgumentError("Bidirectional: give each direction a cell of its own, or they share their parameters.")
-        self.batch_first = batch_first
-        self.ahead = Unfold(forward_cell, batch_first=batch_first, learn_initial=learn_initial, executor=executor)
-        self.back = Unfold(
-            backward_cell, reverse=True, batch_first=batch_first, learn_initial=learn_initial, executor=executor
-        )
-
-    @property
-    def input_size(self) -> int:
-        """Features of x."""
-        return self.ahead.input_size
-
-    @property
-    def output_size(self) -> int:
-        """Features of the outputs, both directions together."""
-        return self.ahead.output_size + self.back.output_size
-
-    def forward(
-        self,
-        x: Tensor,
-        state: Any = None,
-        *,
-        lengths: Tensor | Sequence[int] | None = None,
-        resets: Tensor | None = None,
-    ) -> tuple[Tensor, Any]:
-        """As `Unfold.forward`; the state is a pair."""
-        before = _states(self, state, 2)
-        h, last_h = self.ahead(x, before[0], lengths=lengths, resets=resets)
-        g, last_g = self.back(x, before[1], lengths=lengths, resets=resets)
-        return torch.cat([h, g], -1), (last_h, last_g)
-
-
-class Residual(nn.Module):
+class Residual(Around):
     """A layer whose input is added to its output (He et al. 2016): y = x + layer(x).
 
     Args:
@@ -100,30 +34,17 @@ class Residual(nn.Module):
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
+        super().__init__(layer)
         if layer.input_size != layer.output_size:
             raise ArgumentError(
                 f"Residual: the layer reads {layer.input_size} features and gives {layer.output_size}; "
                 "they are added, so they must be alike."
             )
-        self.layer = layer
-        self.batch_first = layer.batch_first
-        self.input_size = layer.input_size
-        self.output_size = layer.output_size
 
     def forward(self, x: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:
         """As the layer's forward."""
         outputs, last = self.layer(x, state, **options)
-        if options.get("lengths") is not None:
-            x = self._without_padding(x, options["lengths"])
-        return x + outputs, last
-
-    def _without_padding(self, x: Tensor, lengths: Tensor | Sequence[int]) -> Tensor:
-        time = x.shape[1 if self.batch_first and x.dim() == 3 else 0]
-        beyond = torch.arange(time, device=x.device)[:, None] >= torch.as_tensor(lengths, device=x.device)
-        if x.dim() == 3 and self.batch_first:
-            beyond = beyond.T
-        return x.masked_fill((beyond if x.dim() == 3 else beyond[:, 0])[..., None], 0)
+        return without_padding(x, options.get("lengths"), self.batch_first) + outputs, last
 
 
 class Stack(nn.Module):
@@ -131,6 +52,8 @@ class Stack(nn.Module):
 
     Args:
         layers: `Unfold`s or compositions; each reads as many features as the one below gives.
+        skip: x goes to every layer, beside the outputs of the one below, and the outputs of every layer go to the
+            output, side by side (Graves 2013, eq. 9 to 11): the layers read so many more features. Default False.
         dropout: share of the outputs between layers that are zeroed in training (not above the last). Default 0.
 
     Shapes:
@@ -147,96 +70,144 @@ class Stack(nn.Module):
         (torch.Size([5, 2, 4]), 2)
     """
 
-    def __init__(self, layers: Iterable[nn.Module], *, dropout: float = 0.0) -> None:
+    def __init__(self, layers: Iterable[Any], *, skip: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
-        if not self.layers:
+        held: Any = nn.ModuleList(layers)
+        self.layers = held
+        self.skip, self.dropout = skip, dropout
+        if not held:
             raise ArgumentError("Stack: give at least one layer.")
-        for number, layer in enumerate(self.layers):
-            if not all(hasattr(layer, name) for name in ("input_size", "output_size", "batch_first")):
+        for number, layer in enumerate(held):
+            if not is_layer(layer):
                 raise ArgumentError(
                     f"Stack: layer {number} is a {type(layer).__name__}; "
-                    "layers are Unfold, Bidirectional, Residual or Stack."
+                    "layers are Unfold, and compositions that tell their sizes and give the outputs of every step."
                 )
         if not 0 <= dropout < 1:
             raise ArgumentError(f"Stack: dropout must lie in 0 to 1 (exclusive), not {dropout}.")
-        for number, (below, above) in enumerate(zip(self.layers[:-1], self.layers[1:], strict=True)):
-            if below.output_size != above.input_size:
+        self.input_size: int = held[0].input_size
+        self.batch_first: bool = held[0].batch_first
+        beside, told = (self.input_size, f", beside the {self.input_size} of x,") if skip else (0, "")
+        for number, (below, above) in enumerate(pairwise(held)):
+            if below.output_size + beside != above.input_size:
                 raise ArgumentError(
-                    f"Stack: layer {number} gives {below.output_size} features and layer {number + 1} reads "
+                    f"Stack: layer {number} gives {below.output_size} features{told} and layer {number + 1} reads "
                     f"{above.input_size}; they must be alike."
                 )
             if below.batch_first != above.batch_first:
                 raise ArgumentError(f"Stack: layers {number} and {number + 1} differ in batch_first; make them alike.")
-        self.dropout = dropout
-        self.input_size: int = self.layers[0].input_size  # type: ignore[assignment]
-        self.output_size: int = self.layers[-1].output_size  # type: ignore[assignment]
-        self.batch_first: bool = self.layers[0].batch_first  # type: ignore[assignment]
+
+    @property
+    def output_size(self) -> int:
+        """Features of the outputs: the last layer's, or with `skip` those of all layers together."""
+        return sum(layer.output_size for layer in (self.layers if self.skip else self.layers[-1:]))
+
+    @property
+    def state_sizes(self) -> Any:
+        """Features of the state, nested as it is."""
+        return tuple(map(state_sizes, self.layers))
 
     @classmethod
     def of(
         cls,
-        cell: Callable[[int, int], Cell],
+        cell: Callable[[int, int], nn.Module] | Sequence[Callable[[int, int], nn.Module]],
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         *,
-        layers: int = 1,
+        layers: int | None = None,
         bidirectional: bool = False,
+        merge: str | None = None,
         residual: bool = False,
+        skip: bool = False,
         dropout: float = 0.0,
-        batch_first: bool = False,
-        learn_initial: bool = False,
-        executor: str = "auto",
+        variational_dropout: float = 0.0,
+        **options: Any,
     ) -> Stack:
-        """The usual stack: the same kind of cell and the same width in every layer.
+        """The usual stack: a cell, or two, in every layer.
 
         Args:
-            cell: a `Cell` class, or any function of (input_size, hidden_size) that makes one.
+            cell: a `Cell` class, or any function of (input_size, hidden_size) that makes one; or one for each layer.
             input_size: features of x.
-            hidden_size: features of each layer's output (of each direction's, if bidirectional).
-            layers: how many. Default 1.
+            hidden_size: features of each layer's output (of each direction's, if bidirectional); or one for each layer.
+            layers: how many. Default: as many as cells or sizes are listed, else 1.
             bidirectional: two cells a layer, one in each direction.
+            merge: of the two, as in `Bidirectional`: "concatenate" (default) or "sum".
             residual: each layer's input is added to its output, except where sizes differ (as in the first layer).
-            dropout, batch_first, learn_initial, executor: as in `Stack` and `Unfold`.
+            skip, dropout: as in `Stack`.
+            variational_dropout: share of each layer's inputs and of its h, as in `VariationalDropout`.
+            options: as in `Unfold`: reverse, batch_first, learn_initial, adjoint, executor.
+
+        Raises:
+            ArgumentError: options that clash, or lists of different lengths.
+
+        Example:
+            >>> import ritornello as rit
+            >>> stack = rit.nn.Stack.of((rit.GRU, rit.LSTM), 3, (8, 4), skip=True)
+            >>> stack.layers[1].input_size, stack.output_size
+            (11, 12)
         """
-        if layers < 1:
-            raise ArgumentError(f"Stack: layers must be at least 1, not {layers}.")
-        common: dict[str, Any] = {"batch_first": batch_first, "learn_initial": learn_initial, "executor": executor}
-        made: list[nn.Module] = []
-        for _ in range(layers):
-            if bidirectional:
-                layer: nn.Module = Bidirectional(cell(input_size, hidden_size), cell(input_size, hidden_size), **common)
-            else:
-                layer = Unfold(cell(input_size, hidden_size), **common)
-            if residual and layer.input_size == layer.output_size:
-                layer = Residual(layer)
-            made.append(layer)
-            input_size = layer.output_size  # type: ignore[assignment]
-        return cls(made, dropout=dropout)
+        if bidirectional and options.get("reverse"):
+            raise ArgumentError("Stack: reverse=True and bidirectional=True clash: both directions are walked already.")
+        if merge is not None and not bidirectional:
+            raise ArgumentError(f"Stack: merge={merge!r} and bidirectional=False clash: there is nothing to merge.")
+        if residual and skip:
+            raise ArgumentError(
+                "Stack: residual=True and skip=True clash: with skip connections a layer reads more than it gives."
+            )
+        unfold: Any = Unfold
+        if variational_dropout:
+            unfold = partial(VariationalDropout, inputs=variational_dropout, recurrent=variational_dropout)
+        ways = (False, True) if bidirectional else (options.get("reverse", False),)
+        made: list[Any] = []
+        for make, size in _each_layer(cell, hidden_size, layers):
+            reads = made[-1].output_size + skip * input_size if made else input_size
+            walks = [unfold(make(reads, size), **{**options, "reverse": reverse}) for reverse in ways]
+            layer: Any = Bidirectional(*walks, merge=merge or "concatenate") if bidirectional else walks[0]
+            made.append(Residual(layer) if residual and layer.input_size == layer.output_size else layer)
+        return cls(made, skip=skip, dropout=dropout)
 
     def forward(
-        self,
-        x: Tensor,
-        state: Any = None,
-        *,
-        lengths: Tensor | Sequence[int] | None = None,
-        resets: Tensor | None = None,
+        self, x: Tensor, state: Any = None, *, lengths: Lengths = None, resets: Tensor | None = None
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """As `Unfold.forward`; the state is a tuple, a layer each."""
-        before = _states(self, state, len(self.layers))
+        before = parts_of(self, state, len(self.layers))
+        outputs: list[Tensor] = []
         after = []
-        for number, (layer, entering) in enumerate(zip(self.layers, before, strict=True)):
-            if number and self.dropout:
-                x = nn.functional.dropout(x, self.dropout, self.training)
-            x, last = layer(x, entering, lengths=lengths, resets=resets)
+        reads = x
+        for layer, entering in zip(self.layers, before, strict=True):
+            if outputs:
+                below = nn.functional.dropout(outputs[-1], self.dropout, self.training) if self.dropout else outputs[-1]
+                reads = torch.cat([x, below], -1) if self.skip else below
+            found, last = layer(reads, entering, lengths=lengths, resets=resets)
+            outputs.append(found)
             after.append(last)
-        return x, tuple(after)
+        return torch.cat(outputs, -1) if self.skip else outputs[-1], tuple(after)
+
+    def ending(self, outputs: Tensor | None, last: Any, lengths: Lengths) -> Tensor:
+        """The last layer's, or with `skip` those of all layers side by side."""
+        if not self.skip:
+            return ending(self.layers[-1], outputs, last[-1], lengths)
+        sizes = [layer.output_size for layer in self.layers]
+        parts = [None] * len(sizes) if outputs is None else outputs.split(sizes, -1)
+        return torch.cat([ending(*each, lengths) for each in zip(self.layers, parts, last, strict=True)], -1)
+
+    def extra_repr(self) -> str:
+        return ", ".join(
+            [*(["skip=True"] if self.skip else []), *([f"dropout={self.dropout}"] if self.dropout else [])]
+        )
 
 
-def _states(module: nn.Module, state: Any, count: int) -> Sequence[Any]:
-    if state is None:
-        return [None] * count
-    if not isinstance(state, (tuple, list)) or len(state) != count:
-        came = f"{len(state)} states" if isinstance(state, (tuple, list)) else type(state).__name__
-        raise ArgumentError(f"{type(module).__name__}: state must be a tuple of {count} states, not {came}.")
-    return state
+def _each_layer(cell: Any, hidden_size: Any, layers: int | None) -> list[tuple[Any, int]]:
+    """A maker of cells and a size for each layer."""
+    lists = {"cell": cell, "hidden_size": hidden_size}
+    lists = {name: list(given) for name, given in lists.items() if isinstance(given, Sequence)}
+    counts = {name: len(given) for name, given in lists.items()}
+    if layers is None:
+        layers = next(iter(counts.values()), 1)
+    if layers < 1:
+        raise ArgumentError(f"Stack: layers must be at least 1, not {layers}.")
+    for name, count in counts.items():
+        if count != layers:
+            raise ArgumentError(f"Stack: {name} lists {count} and there are {layers} layers; give one for each.")
+    cells = lists.get("cell", [cell] * layers)
+    return list(zip(cells, lists.get("hidden_size", [hidden_size] * layers), strict=True))

@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ritornello.engine import Unfold
 from ritornello.errors import ArgumentError
-from ritornello.nn.compose import Bidirectional, Residual, Stack
+from ritornello.nn.bidirectional import Bidirectional
+from ritornello.nn.compose import Residual, Stack
 from ritornello.nn.layout import settle
 
 _MEANT = {"cell", "executor", "reverse", "residual", "learn_initial"}  # options that are not about torch's equations

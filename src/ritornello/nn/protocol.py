@@ -1,0 +1,137 @@
+"""What all layers over sequences have in common: sizes, states, padding, and what they gave at each sequence's end.
+
+A layer is an `Unfold` or a composition of them: it has `input_size`, `output_size` and `batch_first`, and its
+`forward(x, state, *, lengths, resets)` gives outputs of every step and the last state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ritornello.engine import Unfold, door
+from ritornello.errors import ArgumentError
+
+Lengths = Tensor | Sequence[int] | None
+Function = Callable[[Tensor], Tensor]
+
+
+def is_layer(module: Any) -> bool:
+    """Whether a module can stand in a composition: it tells a layer's sizes, and gives outputs of every step."""
+    sizes = all(isinstance(getattr(module, name, None), int) for name in ("input_size", "output_size", "batch_first"))
+    return sizes and getattr(module, "reads", "transducer") == "transducer"
+
+
+def walks_back(layer: nn.Module) -> bool:
+    """Whether some unfolding in a layer is reversed."""
+    return any(isinstance(part, Unfold) and part.reverse for part in layer.modules())
+
+
+def state_sizes(layer: Any) -> Any:
+    """Features of a layer's state: nested as the state is, with numbers in place of tensors.
+
+    Example:
+        >>> import ritornello as rit
+        >>> state_sizes(rit.nn.Stack.of(rit.LSTM, 3, 4, layers=2))
+        (State(h=4, c=4), State(h=4, c=4))
+    """
+    return layer.cell.State(*layer.cell.state_sizes) if isinstance(layer, Unfold) else layer.state_sizes
+
+
+def ending(layer: Any, outputs: Tensor | None, last: Any, lengths: Lengths) -> Tensor:
+    """What a layer gave at the step of each sequence that it walked last; where there was none, its initial state.
+
+    Args:
+        layer: a layer; one that walks both ways has two last steps, each for its own features.
+        outputs, last: what it gave. Without outputs they are read from the state, whose first field they are.
+        lengths: as it was given.
+
+    Returns:
+        (batch, output_size), or (output_size,) for one sequence.
+    """
+    if not isinstance(layer, Unfold):
+        return layer.ending(outputs, last, lengths)
+    if outputs is None:
+        return last[0]
+    steps = outputs.transpose(0, 1) if layer.batch_first and outputs.dim() == 3 else outputs
+    if len(steps) == 0:
+        return last[0]
+    if lengths is None:
+        return steps[0 if layer.reverse else -1]
+    lengths = torch.as_tensor(lengths, device=steps.device).long()
+    where = torch.zeros_like(lengths) if layer.reverse else (lengths - 1).clamp(min=0)
+    if steps.dim() == 2:
+        return torch.where(lengths > 0, steps[where][0], last[0])
+    found = steps[where, torch.arange(len(where), device=steps.device)]
+    return torch.where((lengths > 0)[:, None], found, last[0])
+
+
+def layout_of(x: Tensor, batch_first: bool, axes: int) -> door.Layout:
+    """How x is laid out; `axes` of its first axes are time and batch: 2, or 1 for one sequence."""
+    time, batch = (x.shape[0], 1) if axes == 1 else (x.shape[1], x.shape[0]) if batch_first else x.shape[:2]
+    return door.Layout(time, batch, batch_first, axes == 2)
+
+
+def without_padding(
+    x: Tensor, lengths: Lengths, batch_first: bool, *, axes: int | None = None, fill: float = 0.0
+) -> Tensor:
+    """x with `fill`, and so with no gradient, beyond each sequence's end.
+
+    Args:
+        x: (time, batch, ...), or as `batch_first` and `axes` say.
+        lengths: (batch,) steps of each sequence; None where all are full.
+        axes: how many of the first axes are time and batch. Default: all but one.
+
+    Raises:
+        ArgumentError: lengths that do not fit x.
+    """
+    axes = x.dim() - 1 if axes is None else axes
+    layout = layout_of(x, batch_first, axes)
+    if not torch.compiler.is_compiling():  # a graph's lengths are checked when it runs
+        lengths = door.settle_lengths(lengths, layout)
+    if lengths is None:
+        return x
+    beyond = torch.arange(layout.time, device=x.device)[:, None] >= torch.as_tensor(lengths, device=x.device)
+    beyond = beyond[:, 0] if axes == 1 else beyond.T if batch_first else beyond
+    return x.masked_fill(beyond.view(*beyond.shape, *[1] * (x.dim() - axes)), fill)
+
+
+def check_share(owner: str, name: str, share: Any) -> None:
+    """Raises ArgumentError unless a share of what is dropped can be one."""
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+        raise ArgumentError(f"{owner}: {name} must lie in 0 to 1 (exclusive), not {share!r}.")
+
+
+class Around(nn.Module):
+    """What a composition around one layer has of it: sizes, layout, state and end, where it does not say otherwise."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer: Any = layer
+
+    @property
+    def input_size(self) -> int:
+        """Features of x."""
+        return self.layer.input_size
+
+    @property
+    def output_size(self) -> int:
+        """Features of the outputs."""
+        return self.layer.output_size
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether x and the outputs are (batch, time, features)."""
+        return self.layer.batch_first
+
+    @property
+    def state_sizes(self) -> Any:
+        """Features of the state, nested as it is."""
+        return state_sizes(self.layer)
+
+    def ending(self, outputs: Tensor | None, last: Any, lengths: Lengths) -> Tensor:
+        """As the layer's."""
+        return ending(self.layer, outputs, last, lengths)

@@ -1,0 +1,142 @@
+"""Regularisers of a recurrence: some of its weights dropped, its activations kept small and slow (AR and TAR)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ritornello.engine import door
+from ritornello.errors import ArgumentError, nearest
+from ritornello.nn.protocol import Around, Lengths, check_share, layout_of, without_padding
+
+
+class WeightDrop(Around):
+    """A module some of whose weights are zeroed in training, drawn once a call (Merity, Keskar & Socher 2018).
+
+    One draw holds for all steps and sequences of a call, so that the recurrence stays what it is.
+
+    Args:
+        layer: an `Unfold`, a composition, or any other module.
+        names: which parameters, by the layer's names for them, or patterns with * of these. Default "*U.weight": the
+            recurrent weights of the catalogue's cells.
+        share: of each one's entries, the others scaled by 1/(1 - share). Default 0.5.
+
+    Shapes:
+        As the layer's. Its parameters are called `layer.…`, and stay whole: what is dropped is a copy.
+
+    Raises:
+        ArgumentError: a share out of range, or a name that no parameter has.
+
+    Example:
+        >>> import torch, ritornello as rit
+        >>> layer = rit.nn.WeightDrop(rit.nn.Stack.of(rit.LSTM, 3, 4, layers=2), share=0.3)
+        >>> layer.dropped
+        ('layers.0.cell.U.weight', 'layers.1.cell.U.weight')
+        >>> layer(torch.randn(5, 2, 3))[0].shape
+        torch.Size([5, 2, 4])
+    """
+
+    def __init__(self, layer: nn.Module, names: str | Sequence[str] = "*U.weight", share: float = 0.5) -> None:
+        super().__init__(layer)
+        check_share("WeightDrop", "share", share)
+        known = [name for name, _ in layer.named_parameters()]
+        patterns = [names] if isinstance(names, str) else names
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                raise ArgumentError(f"WeightDrop: no parameter is called {pattern!r}: {nearest(pattern, known)}.")
+        self.dropped = tuple(name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns))
+        self.share = share
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        """As the layer's forward."""
+        if not self.training or not self.share:
+            return self.layer(*args, **options)
+        weights = {name: F.dropout(self.layer.get_parameter(name), self.share) for name in self.dropped}
+        return functional_call(self.layer, weights, args, options)
+
+    def extra_repr(self) -> str:
+        return f"share={self.share}, dropped={', '.join(self.dropped)}"
+
+
+def activation_regularisation(
+    outputs: Tensor, weight: float = 2.0, *, lengths: Lengths = None, batch_first: bool = False
+) -> Tensor:
+    r"""AR: keeps activations small (Merity, McCann & Socher 2017, eq. 1). Add it to the loss.
+
+    .. math:: \alpha \, \mathrm{mean}_t \, (m^{(t)} \odot h^{(t)})^2
+
+    Args:
+        outputs: (time, batch, features), h of the last layer as dropout (m) leaves it; (time, features) for one
+            sequence.
+        weight: α. Default 2.
+        lengths: (batch,) steps of each sequence; what is beyond counts as neither sum nor number.
+        batch_first: outputs are (batch, time, features).
+
+    Returns:
+        a number; 0 where there are no steps.
+
+    Raises:
+        ArgumentError: lengths that do not fit.
+
+    Example:
+        >>> activation_regularisation(torch.full((5, 2, 4), 3.0), 2.0, lengths=[5, 2])
+        tensor(18.)
+    """
+    squares = without_padding(outputs, lengths, batch_first).square()
+    layout = layout_of(outputs, batch_first, outputs.dim() - 1)
+    steps = layout.time * layout.batch if lengths is None else torch.as_tensor(lengths).sum()
+    return weight * squares.sum() / _at_least_one(steps * outputs.shape[-1])
+
+
+def temporal_activation_regularisation(
+    outputs: Tensor,
+    weight: float = 1.0,
+    *,
+    lengths: Lengths = None,
+    resets: Tensor | None = None,
+    batch_first: bool = False,
+) -> Tensor:
+    r"""TAR: keeps activations from changing quickly (Merity, McCann & Socher 2017, eq. 2). Add it to the loss.
+
+    .. math:: \beta \, \mathrm{mean}_t \, (h^{(t)} - h^{(t+1)})^2
+
+    Args:
+        outputs: (time, batch, features), h of the last layer before dropout; (time, features) for one sequence.
+        weight: β. Default 1.
+        lengths: (batch,) steps of each sequence; only pairs of steps within it count.
+        resets: booleans like outputs without features, as in `Unfold`: no pair reaches across one.
+        batch_first: outputs are (batch, time, features).
+
+    Returns:
+        a number; 0 where there are no pairs.
+
+    Raises:
+        ArgumentError: lengths or resets that do not fit.
+
+    Example:
+        >>> h = torch.arange(5.0).square()[:, None, None].expand(5, 2, 4)
+        >>> temporal_activation_regularisation(h, lengths=[3, 2])
+        tensor(3.6667)
+    """
+    axes = outputs.dim() - 1
+    layout = layout_of(outputs, batch_first, axes)
+    lengths, resets = door.settle_lengths(lengths, layout), door.settle_resets(resets, layout)
+    steps = outputs.unsqueeze(1) if axes == 1 else outputs.transpose(0, 1) if batch_first else outputs
+    counts = torch.ones(layout.time, layout.batch, dtype=torch.bool)  # whether a step and the one before are a pair
+    if lengths is not None:
+        counts = torch.arange(layout.time)[:, None] < lengths
+    if resets is not None:
+        counts = counts & ~resets
+    counts = counts[1:, :, None].to(outputs.device)
+    changes = (steps[1:] - steps[:-1]).where(counts, 0)
+    return weight * changes.square().sum() / _at_least_one(counts.sum() * outputs.shape[-1])
+
+
+def _at_least_one(count: Any) -> Any:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

@@ -1,0 +1,155 @@
+"""Cells around a cell: zoneout, and a cell that reads its own output."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ritornello.cells.adapt import Adapted, name_of
+from ritornello.cells.cell import Cell, total
+from ritornello.errors import ArgumentError, nearest
+from ritornello.nn.protocol import check_share
+
+
+class Wrapped(Cell):
+    """A cell around a cell, whose sizes and state it has."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        cell = cell if isinstance(cell, Cell) else Adapted(cell)
+        nn.Module.__init__(self)  # its sizes are asked of the cell, not kept
+        self.cell = cell
+
+    @property
+    def input_size(self) -> int:  # type: ignore[override]
+        """Features of x."""
+        return self.cell.input_size
+
+    @property
+    def hidden_size(self) -> int:  # type: ignore[override]
+        """As the cell's."""
+        return self.cell.hidden_size
+
+    @property
+    def State(self) -> Any:
+        """The type of the state."""
+        return self.cell.State
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """Features of each field."""
+        return self.cell.state_sizes
+
+
+class Zoneout(Wrapped):
+    r"""A cell some of whose units stay as they were (Krueger et al. 2017, eq. 2).
+
+    .. math:: s^{(t)} = d \odot s^{(t-1)} + (1 - d) \odot f(s^{(t-1)}, x^{(t)})
+
+    with d drawn anew for every step, unit and sequence: 1 with probability `share`. In evaluation d is its mean.
+
+    Args:
+        cell: any cell.
+        share: of every field's units, 0 to 1 (exclusive).
+        shares: of single fields, by name, such as c=0.5, h=0.05 (the paper's, for an LSTM). Default: `share`.
+
+    Shapes:
+        As the cell's. Its parameters are called `cell.…`: of a plain cell they load into `zoneout.cell`.
+        Over trees what stays is the sum over the predecessors.
+
+    Raises:
+        ArgumentError: a share out of range, no share at all, or a field that the state does not have.
+
+    Example:
+        >>> import torch, ritornello as rit
+        >>> unfold = rit.Unfold(rit.nn.Zoneout(rit.LSTM(3, 4), c=0.5, h=0.05))
+        >>> unfold(torch.randn(5, 2, 3))[0].shape
+        torch.Size([5, 2, 4])
+    """
+
+    def __init__(self, cell: nn.Module, share: float | None = None, **shares: float) -> None:
+        super().__init__(cell)
+        fields = self.State._fields
+        for name in shares:
+            if name not in fields:
+                raise ArgumentError(
+                    f"Zoneout: {name_of(self.cell)}.State has no field {name!r}: {nearest(name, fields)}."
+                )
+        if share is None and not shares:
+            raise ArgumentError(f"Zoneout: say a share, or one for a field of {', '.join(fields)}.")
+        self.shares = {field: shares.get(field, share or 0.0) for field in fields}
+        for name, each in (("share", share or 0.0), *shares.items()):
+            check_share("Zoneout", name, each)
+
+    def forward(self, x: Tensor, s: Any) -> Any:
+        new = self.cell(x, s)
+        return self.State(*map(self._kept, s, new, self.shares.values()))
+
+    def _kept(self, old: Tensor, new: Tensor, share: float) -> Tensor:
+        if not share:
+            return new
+        if not self.training:
+            return share * total(old) + (1 - share) * new
+        return torch.where(torch.rand_like(new) < share, total(old), new)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{field}={share}" for field, share in self.shares.items())
+
+
+class SelfFed(Cell):
+    r"""A cell that reads, beside x, its own last output: real values in free running, on the compiled executor.
+
+    .. math:: h^{(t)} = f(h^{(t-1)}, [x^{(t)}; y^{(t-1)}]) \qquad y^{(t)} = \mathrm{output}(h^{(t)})
+
+    Args:
+        cell: any cell; it reads x and y, side by side.
+        output: from its output to y, such as `nn.Linear`.
+
+    Shapes:
+        x: (rows, cell.input_size - features of y). The state is y and then the cell's; y is the output, and y^(0) is 0
+        unless a state says otherwise. Over trees the cell reads the sum of the predecessors' y.
+
+    Raises:
+        ArgumentError: nothing is left for x.
+
+    Example:
+        >>> import torch, ritornello as rit
+        >>> unfold = rit.Unfold(rit.nn.SelfFed(rit.LSTM(3 + 2, 4), torch.nn.Linear(4, 2)))
+        >>> outputs, last = unfold(torch.randn(7, 5, 3))
+        >>> outputs.shape, last._fields
+        (torch.Size([7, 5, 2]), ('y', 'h', 'c'))
+    """
+
+    def __init__(self, cell: nn.Module, output: nn.Module) -> None:
+        cell = cell if isinstance(cell, Cell) else Adapted(cell)
+        like = next(cell.parameters(), torch.zeros(()))
+        with torch.no_grad():
+            size = output(like.new_zeros(1, cell.output_size)).shape[-1]
+        if size >= cell.input_size:
+            raise ArgumentError(
+                f"SelfFed: the cell reads {cell.input_size} features and its output has {size}; none is left for x."
+            )
+        super().__init__(cell.input_size - size, size)
+        self.cell, self.output = cell, output
+
+    @property
+    def State(self) -> Any:
+        """The type of the state."""
+        return _state_type(self.cell.State._fields)
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """Features of each field."""
+        return (self.hidden_size, *self.cell.state_sizes)
+
+    def forward(self, x: Tensor, s: Any) -> Any:
+        new = self.cell(torch.cat([x, total(s[0])], -1), self.cell.State(*s[1:]))
+        return self.State(self.output(new[0]), *new)
+
+
+@lru_cache(maxsize=64)
+def _state_type(fields: tuple[str, ...]) -> Any:
+    return namedtuple("State", ("y" if "y" not in fields else "fed", *fields))
