@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +72,16 @@ def test_compiled_whole_it_is_one_node_with_the_same_values_and_gradients(cell: 
     sizes = {len(list(graph.graph.nodes)) for graph in graphs if graph is not graphs[0]}
     assert all(sum("ritornello.unfold" in target for target in targets(graph)) == 1 for graph in graphs)
     assert max(sizes) < 60, "the graph grows with the number of steps"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_compiled_when_its_original_is_gone(copied: Callable[[Tagger], Tagger]) -> None:
+    torch._dynamo.reset()
+    model, tokens = copied(Tagger(rit.GRU(5, 7))), torch.randint(0, 11, (6, 3))
+    gc.collect()
+    others = [rit.Unfold(rit.Elman(5, 7)) for _ in range(50)]  # which may lie where the original lay
+    assert_close(torch.compile(model, fullgraph=True, backend="eager")(tokens), model(tokens))
+    del others
 
 
 def test_compiled_by_inductor() -> None:

@@ -506,6 +506,20 @@ def test_other_answers_than_states_are_refused(answer: Any, message: str) -> Non
         program_of(cell)
 
 
+def test_what_is_computed_of_nothing_has_no_program_but_may_be_joined() -> None:
+    class Summing(Cell):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(s.h + x[..., 3:].sum(-1, keepdim=True))
+
+    class Joining(Cell):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(torch.cat([x[..., 3:], x, s.h[..., :1]], -1))
+
+    with pytest.raises(Untraceable, match="torch's sum of a tensor without elements"):
+        trace(Summing(3, 4), 3, (4,), LIKE)
+    trace(Joining(3, 4), 3, (4,), LIKE)
+
+
 @given(recipes(chance=True))
 @settings(max_examples=10)
 def test_tracing_leaves_the_random_generator_alone(recipe: Recipe) -> None:

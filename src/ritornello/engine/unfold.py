@@ -86,6 +86,10 @@ class Unfold(nn.Module):
         self.executor = executor
         self.initial = nn.ParameterList(torch.zeros(1, size) for size in cell.state_sizes) if learn_initial else None
 
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        self._number = remember(self.cell)  # a copy has a cell of its own
+
     @property
     def input_size(self) -> int:
         """Features of x."""

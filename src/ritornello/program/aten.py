@@ -31,6 +31,7 @@ VIEWS = (
     "view_as",
     "_reshape_alias",
 )
+CUTS = ("slice", "split", "split_with_sizes", "cat")
 FOLDING = (*VIEWS, "bmm")  # what takes rows that are not the first axis
 FACTORIES = ("eye", "arange", "linspace")  # tensors made of numbers alone, the same in every call
 
@@ -72,6 +73,8 @@ def translate(r: Recorder, func: Any, args: Any, kwargs: Any, tensors: Sequence[
     entry = TABLE.get(f"{base}.{overload}") or TABLE.get(base) or (TABLE.get(base[:-1]) if in_place else None)
     if entry is None:
         raise r.untraceable(f"torch's {base}")
+    if base not in (*VIEWS, *CUTS) and any(t.shape[:1] == (r.rows,) and not t.numel() for t in tensors):
+        raise r.untraceable(f"torch's {base} of a tensor without elements")
     value = entry(Call(r, out), *args, **kwargs)
     outputs = out if isinstance(out, (tuple, list)) else (out,)
     values = value if isinstance(value, (tuple, list)) else (value,)

@@ -1,0 +1,224 @@
+"""Every cell of the catalogue as a language model: equal parameters, ten minutes of one core each.
+
+    python benchmarks/catalogue.py --text FILE --out DIR [--cell lstm ...] [--seeds 1] [--workers 2]
+    python benchmarks/catalogue.py --out DIR --table
+
+A cell's units are chosen so that the whole model has `--parameters` weights. A quiet trial measures how many updates
+ten minutes hold, one cell after the other; then all train for as many, so that a machine that is busy meanwhile changes
+nothing. Of the learning rates each is tried for a tenth of that, and the better one is used. Rows go to
+DIR/results.jsonl as they are found; what stands there is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from ritornello.cells import CELLS, catalogue
+from ritornello.errors import ArgumentError, RitornelloError
+from ritornello.models import LanguageModel
+from ritornello.tasks import language_model as task
+from ritornello.training.config import TrainingConfig
+from ritornello.training.optimise import clip, make_optimiser
+
+VOCABULARY, EMBEDDING, LAYERS, DROPOUT = 84, 64, 2, 0.1
+BATCH, WINDOW, RATES = 32, 64, (0.003, 0.01)
+QUIET = 8.0  # seconds of a trial
+COMMON = {"split": "80/10/10", "embedding": EMBEDDING, "layers": LAYERS, "dropout": DROPOUT, "batch": BATCH,
+          "window": WINDOW, "threads": 1, "precision": "bfloat16", "tied": False}  # fmt: skip
+
+
+def model_of(cell: str, hidden: int) -> LanguageModel:
+    """The model that is trained, on an alphabet about as large."""
+    kind: Any = catalogue.find(cell)
+    return LanguageModel(
+        VOCABULARY, kind, embedding=EMBEDDING, hidden=hidden, layers=LAYERS, dropout=DROPOUT, tied=False
+    )
+
+
+def weights(cell: str, hidden: int) -> int:
+    """How many parameters the model has."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in model_of(cell, hidden).parameters())
+
+
+def units(cell: str, parameters: int) -> int:
+    """The most units, a multiple of 8, with which the model has no more parameters."""
+    hidden = 8
+    while weights(cell, hidden + 8) <= parameters:
+        hidden += 8
+    return hidden
+
+
+def updates(cell: str, hidden: int, minutes: float) -> int:
+    """How many updates fit into the time on one thread: the median of what single ones take, in bfloat16."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = TrainingConfig(steps=1, threads=1, precision="bfloat16")
+    model = model_of(cell, hidden)
+    optimiser = make_optimiser(model, config)
+    tokens = torch.randint(VOCABULARY, (WINDOW + 1, BATCH))
+    spent, begin = [], time.perf_counter()
+    while len(spent) < 5 or time.perf_counter() - begin < QUIET:
+        start = time.perf_counter()
+        optimiser.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(tokens[:-1])[0]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[1:].flatten())
+        loss.backward()
+        clip(model.parameters(), config)
+        optimiser.step()
+        spent.append(time.perf_counter() - start)
+    return int(60 * minutes / statistics.median(spent[2:]))
+
+
+def trained(out: str, text: str, cell: str, hidden: int, steps: int, rate: float, seed: int, parts: tuple) -> dict:
+    """Trains one model, or goes on with it, and scores it."""
+    begin = time.monotonic()
+    if (Path(out) / "config.json").exists():
+        run = task.resume(out)
+    else:
+        options = {**COMMON, "cell": cell, "hidden": hidden, "steps": steps, "lr": rate, "seed": seed}
+        run = task.train(out, train=[text], evaluations=5, **options)
+    scores = {part: run.evaluate(part)["loss"] for part in parts}
+    return {**scores, "seconds": time.monotonic() - begin}
+
+
+class Results:
+    """The rows of a file, one JSON object a line."""
+
+    def __init__(self, out: Path) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, self.path = out, out / "results.jsonl"
+        self.rows = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+    def find(self, **wanted: Any) -> dict[str, Any] | None:
+        """The row that has these values."""
+        return next((row for row in self.rows if wanted.items() <= row.items()), None)
+
+    def add(self, **row: Any) -> None:
+        """One more."""
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def measure(results: Results, cells: list[str], parameters: int, minutes: float, bar: Progress) -> None:
+    """How many units and updates each cell gets, one cell after the other."""
+    left = [cell for cell in cells if not results.find(kind="plan", cell=cell)]
+    for cell in bar.track(left, description="how fast is each"):
+        hidden = units(cell, parameters)
+        steps = updates(cell, hidden, minutes)
+        results.add(kind="plan", cell=cell, hidden=hidden, weights=weights(cell, hidden), steps=steps, minutes=minutes)
+
+
+def train_all(
+    results: Results, text: str, cells: list[str], seeds: list[int], workers: int, share: float, bar: Progress
+) -> None:
+    """Rates first, then whole runs, `workers` at a time."""
+    context = multiprocessing.get_context("spawn")
+
+    def through(jobs: list[tuple[Callable[..., dict], tuple, dict]], what: str) -> None:
+        waiting = bar.add_task(what, total=len(jobs))
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            known = {pool.submit(function, *arguments): row for function, arguments, row in jobs}
+            for done in as_completed(known):
+                results.add(**known[done], **done.result())
+                bar.advance(waiting)
+
+    through(list(trials(results, text, cells, share)), "which rate")
+    through(list(runs(results, text, cells, seeds)), "training")
+
+
+def trials(results: Results, text: str, cells: list[str], share: float) -> Iterator[tuple]:
+    """Short runs at each rate."""
+    for cell in cells:
+        plan = results.find(kind="plan", cell=cell)
+        for rate in RATES:
+            row = {"kind": "trial", "cell": cell, "rate": rate}
+            if plan and not results.find(**row):
+                steps = max(1, int(share * plan["steps"]))
+                out = str(results.out / "trials" / f"{cell}-{rate}")
+                yield trained, (out, text, cell, plan["hidden"], steps, rate, 1, ("valid",)), row
+
+
+def runs(results: Results, text: str, cells: list[str], seeds: list[int]) -> Iterator[tuple]:
+    """Whole runs at the better rate."""
+    for seed in seeds:
+        for cell in cells:
+            plan = results.find(kind="plan", cell=cell)
+            tried = [row for row in results.rows if row["kind"] == "trial" and row["cell"] == cell]
+            row = {"kind": "run", "cell": cell, "seed": seed}
+            if plan and tried and not results.find(**row):
+                rate = min(tried, key=lambda each: each["valid"])["rate"]
+                out = str(results.out / "runs" / f"{cell}-{seed}")
+                arguments = (out, text, cell, plan["hidden"], plan["steps"], rate, seed, ("valid", "test"))
+                yield trained, arguments, row | {"rate": rate}
+
+
+def table(results: Results) -> str:
+    """Markdown, the best cell first."""
+    found = []
+    for cell in dict.fromkeys(row["cell"] for row in results.rows if row["kind"] == "run"):
+        plan = results.find(kind="plan", cell=cell)
+        scores = [row for row in results.rows if row["kind"] == "run" and row["cell"] == cell]
+        found.append((statistics.mean(row["test"] for row in scores), cell, plan, scores))
+    lines = [
+        "| cell | units | weights | characters a second | rate | valid | test | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for _, cell, plan, scores in sorted(found, key=lambda each: each[0]):
+        assert plan is not None
+        speed = plan["steps"] * BATCH * WINDOW / (60 * plan["minutes"])
+        told = [_mean([row[part] for row in scores]) for part in ("valid", "test")]
+        cells = [f"`{cell}`", str(plan["hidden"]), f"{plan['weights']:,}", f"{speed:,.0f}", f"{scores[0]['rate']:g}"]
+        lines.append("| " + " | ".join([*cells, *told, str(len(scores))]) + " |")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> str:
+    return f"{statistics.mean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def main(words: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", help="the text to learn")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--cell", nargs="*", default=[], help="cells by name; none: the whole catalogue")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[1])
+    parser.add_argument("--parameters", type=int, default=1_300_000)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of one core, for each run")
+    parser.add_argument("--trial", type=float, default=0.1, help="share of a run in which each rate is tried")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument("--table", action="store_true", help="print what has been found, and stop")
+    asked = parser.parse_args(words)
+    results = Results(asked.out)
+    try:
+        if not asked.table:
+            if not asked.text:
+                raise ArgumentError("--text FILE is missing: what is to be learnt?")
+            cells = asked.cell or list(CELLS)
+            for cell in cells:
+                catalogue.find(cell)
+            with Progress(disable=not sys.stderr.isatty()) as bar:
+                measure(results, cells, asked.parameters, asked.minutes, bar)
+                train_all(results, asked.text, cells, asked.seeds, asked.workers, asked.trial, bar)
+    except RitornelloError as error:
+        sys.exit(f"catalogue: {error}")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
