@@ -50,11 +50,11 @@ class GroupedRNN(Cell):
 
     def __init__(self, input_size: int, hidden_size: int, periods: Sequence[int] = (1, 2, 4, 8)) -> None:
         super().__init__(input_size, hidden_size)
-        self.periods = tuple(periods)
+        self.periods = tuple(periods) if isinstance(periods, Sequence) else ()
         if (
             not self.periods
-            or any(not isinstance(p, int) or p < 1 for p in periods)
-            or list(periods) != sorted(periods)
+            or any(not isinstance(p, int) or p < 1 for p in self.periods)
+            or list(self.periods) != sorted(self.periods)
         ):
             raise ArgumentError(f"GroupedRNN: periods must be ascending positive integers, not {periods!r}.")
         if hidden_size % len(self.periods):
