@@ -270,13 +270,14 @@ def highway(p: Parameters, x: Array, h: Array) -> Fields:
 # Networks that are linear in their state, or nearly.
 
 
-def qrnn(p: Parameters, x: Array, h: Array, c: Array, x_before: Array) -> Fields:
-    """Bradbury et al. (2017), eq. 2 with window 2, and fo-pooling, eq. 4."""
-    w, v, b = p("W.weight"), p("V.weight"), p("W.bias")
-    z = tanh(v["z"] @ x_before + w["z"] @ x + b["z"])
-    f, o = (sigmoid(v[k] @ x_before + w[k] @ x + b[k]) for k in "fo")
+def qrnn(p: Parameters, x: Array, h: Array, c: Array, v: Array) -> Fields:
+    """Bradbury et al. (2017), eq. 2 with window 2, and fo-pooling, eq. 4; v is the half of x before."""
+    w, b = p("W.weight"), p("W.bias")
+    before = dict(zip(p.gates, np.split(v, 3), strict=True))
+    z = tanh(before["z"] + w["z"] @ x + b["z"])
+    f, o = (sigmoid(before[k] + w[k] @ x + b[k]) for k in "fo")
     c = f * c + (1 - f) * z
-    return o * c, c, x
+    return o * c, c, p["V.weight"] @ x
 
 
 def sru(p: Parameters, x: Array, h: Array, c: Array, seen: bool = False) -> Fields:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from comparison import assert_close, gradients
-from oracles import ORACLES, unfold
+from oracles import ORACLES, sigmoid, unfold
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
@@ -88,10 +88,8 @@ def test_unfolding_over_a_tree_is_the_equations_at_every_node(variant: str) -> N
 def test_a_cell_for_chains_says_so_over_a_tree(variant: str) -> None:
     unfold, name = rit.Unfold(make(variant)), type(make(variant)).__name__
     x = torch.randn(len(TREE), unfold.cell.input_size, dtype=F64)
-    told = (
-        rf"^{name} (is a cell for chains: its state '\w+' keeps 2 predecessors apart|cannot run over 2 predecessors .*); "
-        r"to run it over trees, sum over predecessors with ritornello\.total"
-    )
+    reason = r"(is a cell for chains: its state '\w+' keeps 2 predecessors apart|cannot run over 2 predecessors .*)"
+    told = rf"^{name} {reason}; to run it over trees, sum over predecessors with ritornello\.total"
     with pytest.raises(CellError, match=told):
         unfold.over([TREE], x)
     nodes, _ = unfold.over([[1, 2, 3, 4, 5, -1]], x)  # where no node has two children it may
@@ -125,6 +123,18 @@ def test_a_group_steps_when_its_period_divides_the_time_since_the_last_reset(per
     for t in range(20):
         time = t if t < 7 else t - 7
         assert moved[t].tolist() == [time % period == 0 or t == 7 for period in periods]
+
+
+def test_a_quasi_recurrent_network_is_a_convolution_over_two_inputs_and_a_pooling() -> None:
+    cell, x = make("qrnn"), torch.randn(6, 1, 3, dtype=F64)
+    kernel = torch.stack([cell.V.weight, cell.W.weight], -1)
+    convolved = nn.functional.conv1d(nn.functional.pad(x[:, 0].T, (1, 0)), kernel, cell.W.bias)
+    z, f, o = convolved.detach().T.numpy().reshape(6, 3, 4).transpose(1, 0, 2)
+    c, outputs = np.zeros(4), []
+    for t in range(6):
+        c = sigmoid(f[t]) * c + (1 - sigmoid(f[t])) * np.tanh(z[t])
+        outputs.append(sigmoid(o[t]) * c)
+    assert_close(rit.Unfold(cell)(x)[0][:, 0], np.stack(outputs))
 
 
 # The cells that torch has.

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from twins import VARIANTS
 
 import ritornello as rit
+from ritornello import cells
 from ritornello.errors import ArgumentError
 from ritornello.program import simplify, trace, unroll
 from ritornello.program.interpret import interpret
@@ -79,6 +81,30 @@ def test_a_cell_that_is_linear_in_its_state_is_found_and_its_form_is_right() -> 
     a, b = (found[value] for value in form.program.results)
     torch.testing.assert_close(a * h + b, cell(x, cell.State(h)).h)
     assert "linear in the state: a prefix scan" in explained(cell)
+
+
+NO_PRODUCT = {"qrnn", "sru", "sru-peephole", "sru-square", "min-gru", "min-lstm", "rg-lru", "teacher-forced"}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_cell_is_compiled_and_those_made_for_it_have_no_product_in_their_loop(variant: str) -> None:
+    text = explained(VARIANTS[variant](6, 8))
+    assert "\nexecutor: cpu (" in text
+    if variant != "lru":  # whose last product waits for nothing, and may leave the loop
+        assert ("@" not in text.split("in the loop:")[1]) == (variant in NO_PRODUCT)
+    if variant in ("min-gru", "min-lstm", "rg-lru"):
+        assert "linear in the state: a prefix scan; no product is left in the loop" in text
+
+
+def test_of_a_teacher_forced_jordan_network_nothing_is_left_in_the_loop() -> None:
+    free = explained(cells.Jordan(3, 4, output_size=2))
+    assert free.split("in the loop:")[1].count("@") == 2
+    forced = explained(cells.TeacherForced(cells.Jordan(3, 4, output_size=2)))
+    before, loop = forced.split("in the loop:")
+    assert before.count("@") == 3
+    assert loop.split("forward:")[0].split() == ["o", "=", "v₃"]
+    assert "100% of them before the loop" in loop
+    assert "backward: 0 flops a row in the loop" in loop
 
 
 @pytest.mark.parametrize("cell", [rit.LSTM(3, 4), rit.GRU(3, 4), rit.Elman(3, 4)])

@@ -15,19 +15,19 @@ class QRNN(Cell):
     r"""Quasi-recurrent: a convolution over two steps, and a recurrence without products.
 
     .. math::
-        (z, f, o) &= W x + V x' + b \\
+        (z, f, o) &= W x + v' + b & v &= V x \\
         c &= \sigma(f) \odot c' + (1 - \sigma(f)) \odot \tanh(z) & h &= \sigma(o) \odot c
 
-    with x' the input of the step before (zero at a sequence's beginning). Bradbury, Merity, Xiong & Socher (2017),
-    "Quasi-recurrent neural networks", window 2, fo-pooling. Linear in its state: all products are done at once, and
-    what is left is a scan.
+    with v' = V x' of the input of the step before (zero at a sequence's beginning). Bradbury, Merity, Xiong & Socher
+    (2017), "Quasi-recurrent neural networks", window 2, fo-pooling. All products are done at once for all steps; what
+    is left in the loop is element by element.
 
     Args:
         input_size: features of x.
         hidden_size: features of h and of c.
 
     Shapes:
-        x (rows, input_size); s.h, s.c (rows, hidden_size), s.x (rows, input_size). Gates are stacked in the order of
+        x (rows, input_size); s.h, s.c (rows, hidden_size), s.v (rows, 3·hidden_size). Gates are stacked in the order of
         `gates`. Parameters: W.weight and V.weight (3·hidden_size, input_size), W.bias (3·hidden_size), each uniform in
         ±1/√hidden_size.
 
@@ -40,7 +40,7 @@ class QRNN(Cell):
         torch.Size([2, 4])
     """
 
-    State = namedtuple("State", "h c x")
+    State = namedtuple("State", "h c v")
     gates = ("z", "f", "o")
     recurrent = ()
     keeps = ("f",)
@@ -53,10 +53,10 @@ class QRNN(Cell):
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        return (self.hidden_size, self.hidden_size, self.input_size)
+        return (self.hidden_size, self.hidden_size, 3 * self.hidden_size)
 
     def forward(self, x: Tensor, s: State) -> State:
-        z, f, o = (self.W(x) + self.V(s.x)).chunk(3, -1)
+        z, f, o = (self.W(x) + s.v).chunk(3, -1)
         f = torch.sigmoid(f)
         c = f * s.c + (1 - f) * torch.tanh(z)
-        return self.State(torch.sigmoid(o) * c, c, x)
+        return self.State(torch.sigmoid(o) * c, c, self.V(x))
