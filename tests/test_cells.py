@@ -137,6 +137,19 @@ def test_a_quasi_recurrent_network_is_a_convolution_over_two_inputs_and_a_poolin
     assert_close(rit.Unfold(cell)(x)[0][:, 0], np.stack(outputs))
 
 
+@pytest.mark.parametrize("executor", list(EXECUTORS))
+@pytest.mark.parametrize("variant", ["slstm", "min-lstm"])
+def test_gates_that_are_all_but_shut_give_numbers(variant: str, executor: str) -> None:
+    cell = make(variant).float()
+    with torch.no_grad():
+        for gate in cell.keeps + cell.writes:
+            cell.W.bias.chunk(len(cell.gates))[cell.gates.index(gate)].fill_(-200)
+    outputs, _ = rit.Unfold(cell, executor=executor)(torch.randn(3, 1, 3))
+    assert outputs.isfinite().all()
+    for found in gradients(outputs, dict(cell.named_parameters())).values():
+        assert found.isfinite().all()
+
+
 # The cells that torch has.
 
 
