@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ritornello.cells import CELLS
+from ritornello.errors import CellError
 from ritornello.executors import EXECUTORS, Request
 from ritornello.structures import chain, forest
 
@@ -22,18 +23,28 @@ STRUCTURES = {
 
 
 def support_table() -> str:
-    """A row a cell: for each structure the executors that run it."""
-    lines = ["| cell | " + " | ".join(STRUCTURES) + " |", "|---" * (len(STRUCTURES) + 1) + "|"]
+    """For each structure the executors that run it, in a row for all cells that are alike."""
+    lines = ["| cells | " + " | ".join(STRUCTURES) + " |", "|---" * (len(STRUCTURES) + 1) + "|"]
+    alike: dict[tuple[str, ...], list[str]] = {}
     for name, kind in sorted(CELLS.items()):
-        entries = [_executors(kind(2, 3), schedule) for schedule in STRUCTURES.values()]
-        lines.append(f"| `{name}` | " + " | ".join(entries) + " |")
+        alike.setdefault(tuple(_executors(kind(2, 4), schedule) for schedule in STRUCTURES.values()), []).append(name)
+    for entries, names in alike.items():
+        lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {' | '.join(entries)} |")
     return "\n".join(lines)
 
 
 def _executors(cell, schedule) -> str:
     x, like = torch.zeros(schedule.rows, cell.input_size), torch.zeros(())
     request = Request(cell, x, cell.zero_state(schedule.entries, like), cell.zero_state(1, like), schedule)
-    return ", ".join(name for name, executor in EXECUTORS.items() if executor.supports(request) is None)
+    return ", ".join(name for name in EXECUTORS if _runs(name, request)) or "no"
+
+
+def _runs(name: str, request: Request) -> bool:
+    try:
+        with torch.no_grad():
+            return EXECUTORS[name].supports(request) is None and bool(EXECUTORS[name].run(request))
+    except CellError:
+        return False  # a cell for chains, over a tree
 
 
 def with_table(text: str) -> str:

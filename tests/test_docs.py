@@ -11,6 +11,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
+
+import ritornello as rit
+from ritornello.cells import CELLS, Jordan, TeacherForced
+from ritornello.errors import CellError
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,7 +93,31 @@ def test_support_table_is_as_generated():
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     text = (ROOT / "README.md").read_text("utf-8")
     assert generate["with_table"](text) == text, "run docs/generate.py"
-    assert "| `lstm` | cpu, reference" in text
+    assert re.search(r"^\| .*`lstm`.* \|( cpu, reference \|){4} reference \|$", text, re.M)
+    assert re.search(r"^\| .*`sru`.* \|( cpu, reference \|){4} no \|$", text, re.M)
+
+
+def test_the_table_of_cells_is_as_they_are(capsys):
+    """Names, classes, numbers of parameters, trees; and what `rit.explain` is said to print."""
+    page = (ROOT / "docs" / "choose-a-cell.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\S+)` \| `(\w+)` \| [^|]+ \| ([^|]+) \| (yes)? ?\| ", page, re.M)
+    assert [name for name, *_ in rows] == list(CELLS)
+    for name, kind, formula, trees in rows:
+        assert CELLS[name].__name__ == kind
+        for inputs, hidden in ((3, 4), (7, 8), (2, 12)):
+            cell = CELLS[name](inputs, hidden)
+            code = re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", formula.replace("²", "**2"))
+            expected = eval(code, {"I": inputs, "H": hidden, "O": cell.output_size})
+            assert sum(parameter.numel() for parameter in cell.parameters()) == expected, name
+        unfold = rit.Unfold(CELLS[name](3, 4))
+        if trees:
+            unfold.over([[2, 2, -1]], torch.zeros(3, 3))
+        else:
+            with pytest.raises(CellError):
+                unfold.over([[2, 2, -1]], torch.zeros(3, 3))
+    rit.explain(TeacherForced(Jordan(3, 4, output_size=2)))
+    printed = capsys.readouterr().out
+    assert "".join(re.findall(r"^# (.*\n)", page, re.M)[1:]) in printed
 
 
 def test_demo_runs(rit_on_path):

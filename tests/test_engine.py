@@ -16,7 +16,7 @@ from test_structures import Batch, batches, trees
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacfwd, jacrev, vmap
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from twins import TORCH_LAYERS, VARIANTS, chain_twin, copy_from_torch, segments, tree_twin
+from twins import CORE, TORCH_LAYERS, chain_twin, copy_from_torch, segments, tree_twin
 
 import ritornello as rit
 from ritornello import executors
@@ -60,7 +60,7 @@ class ChainOnlyConcatenated(ChainOnly):
         return self.State(torch.tanh(torch.cat([self.W(x), s.h], -1)[..., -self.hidden_size :]))
 
 
-@pytest.fixture(scope="session", params=VARIANTS)
+@pytest.fixture(scope="session", params=CORE)
 def variant(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -71,7 +71,7 @@ def random_state(cell: Cell, rows: int, dtype: torch.dtype = F64) -> Any:
 
 def unfolding(variant: str, input_size: int = 2, hidden_size: int = 3, **options: Any) -> rit.Unfold:
     """In float64, with an initial state, where it is learnt, that is not zero."""
-    unfold = rit.Unfold(VARIANTS[variant](input_size, hidden_size), **options).to(F64)
+    unfold = rit.Unfold(CORE[variant](input_size, hidden_size), **options).to(F64)
     for field in unfold.initial or ():
         nn.init.normal_(field)
     return unfold
@@ -713,7 +713,7 @@ def test_repr_names_the_options() -> None:
 
 
 def test_autocast_computes_in_bfloat16_and_carries_float32(variant: str) -> None:
-    unfold = rit.Unfold(VARIANTS[variant](8, 16))
+    unfold = rit.Unfold(CORE[variant](8, 16))
     x, lengths = torch.randn(6, 3, 8), [6, 2, 4]
     expected = unfold(x, lengths=lengths, all_states=True)
     with torch.autocast("cpu", torch.bfloat16):

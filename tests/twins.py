@@ -9,7 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ritornello.cells import CELLS, GRU, LSTM, Cell, Elman, meaning_of_total, over_predecessors
+from ritornello.cells import (
+    CELLS,
+    GRU,
+    LSTM,
+    SRU,
+    Cell,
+    DeepTransition,
+    Elman,
+    ElmanJordan,
+    GroupedRNN,
+    Jordan,
+    Leaky,
+    MultiplicativeRNN,
+    PeepholeLSTM,
+    ProjectedLSTM,
+    RecurrentHighway,
+    TeacherForced,
+    meaning_of_total,
+    over_predecessors,
+)
 
 
 def segments(length: int, resets: Sequence[bool]) -> list[tuple[int, int]]:
@@ -101,11 +120,50 @@ def _node(cell: Cell, tree: Sequence[int], node: int, rows: Tensor, enter: Any, 
     return done[node]
 
 
+CORE: dict[str, Callable[[int, int], Cell]] = {  # what stands for all cells where a test is about something else
+    "elman": Elman,
+    "elman-relu": partial(Elman, nonlinearity="relu"),
+    "gru": GRU,
+    "gru-before": partial(GRU, reset="before"),
+    "lstm": LSTM,
+}
+
 VARIANTS: dict[str, Callable[[int, int], Cell]] = {
     **CELLS,
-    "elman-relu": partial(Elman, nonlinearity="relu"),
-    "gru-before": partial(GRU, reset="before"),
+    **CORE,
+    **{f"jordan-{name}": partial(Jordan, output=name) for name in ("tanh", "sigmoid", "softmax")},
+    "elman-jordan-sizes": partial(ElmanJordan, output_size=3, output="softmax"),
+    "teacher-forced": lambda inputs, hidden: TeacherForced(Jordan(1, hidden, output_size=inputs - 1)),
+    "leaky-alike": partial(Leaky, leak=0.2),
+    "groups": partial(GroupedRNN, periods=(1, 2)),
+    "groups-others": partial(GroupedRNN, periods=(2, 3)),
+    "peephole-matrices": partial(PeepholeLSTM, peephole="matrices"),
+    "projected-wider": partial(ProjectedLSTM, output_size=5),
+    "gru-write": partial(GRU, update="write"),
+    "gru-before-write": partial(GRU, reset="before", update="write"),
+    "gru-no-bias": partial(GRU, bias=False),
+    "multiplicative-rnn-factors": partial(MultiplicativeRNN, factors=3),
+    "deep-1": partial(DeepTransition, depth=1),
+    "deep-3": partial(DeepTransition, depth=3),
+    "deep-no-shortcut": partial(DeepTransition, depth=3, shortcut=False),
+    "deep-input": partial(DeepTransition, input_depth=2),
+    "deep-output": partial(DeepTransition, output_depth=2),
+    "highway-1": partial(RecurrentHighway, depth=1),
+    "sru-peephole": partial(SRU, peephole=True),
+    "sru-square": lambda inputs, _: SRU(inputs, inputs),
 }
+
+
+def random_state(cell: Cell, rows: int, dtype: torch.dtype = torch.float64) -> Any:
+    """Fields (rows, size), each a leaf: clocks count steps down from their periods, and a normaliser is positive."""
+    sizes = zip(cell.State._fields, cell.state_sizes, strict=True)
+    state = {name: torch.randn(rows, size, dtype=dtype) for name, size in sizes}
+    if isinstance(cell, GroupedRNN):
+        state["clock"] = (torch.rand(rows, len(cell.periods)) * torch.tensor(cell.periods)).floor().to(dtype)
+    if "n" in state:
+        state["n"] = state["n"].abs() + 1
+    return cell.State(*(field.requires_grad_() for field in state.values()))
+
 
 TORCH_LAYERS = {"lstm": nn.LSTM, "gru": nn.GRU, "elman": nn.RNN}
 TORCH_CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "elman": nn.RNNCell}

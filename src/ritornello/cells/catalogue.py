@@ -120,14 +120,15 @@ def find(name: str) -> Callable[..., nn.Module]:
 
 def _options(name: str) -> tuple[str, dict[str, Any]]:
     """A name and the options behind it; words stand for themselves."""
-    plain, opened, rest = name.partition("(")
-    if not opened:
+    start = name.find("(", name.find(".py:") + 1)  # a file's own name may have parentheses
+    if start < 0:
         return name, {}
+    plain = name[:start]
     try:
-        call = ast.parse(f"f({rest}", mode="eval").body
-        if isinstance(call, ast.Call) and not call.args:
+        call = ast.parse(f"f{name[start:]}", mode="eval").body
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
             return plain, {str(each.arg): _literal(each.value) for each in call.keywords}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError):
         pass  # told below
     raise ArgumentError(f"{name!r}: options are written as in gru(reset=before).")
 

@@ -53,6 +53,7 @@ class Cell(nn.Module):
     recurrent: ClassVar[tuple[str, ...]] = ("U.weight",)  # the names of recurrent weights, for initialisers
     keeps: ClassVar[tuple[str, ...]] = ()  # the gates that keep the memory where they are open,
     writes: ClassVar[tuple[str, ...]] = ()  # and those that write it anew
+    gate_bias: ClassVar[str] = "W.bias"  # the name of their biases, stacked in the order of `gates`
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()

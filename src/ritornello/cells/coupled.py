@@ -18,8 +18,8 @@ class CoupledLSTM(Cell):
         f &= \sigma(W_f x + U_f h' + b_f) & g &= \tanh(W_g x + U_g h' + b_g) & o &= \sigma(W_o x + U_o h' + b_o) \\
         c &= f \odot c' + (1 - f) \odot g & h &= o \odot \tanh(c)
 
-    Greff et al. (2017), "LSTM: a search space odyssey", the variant CIFG. Three quarters of an LSTM's products, a
-    memory that stays within ±1, and as good in their comparison.
+    Greff et al. (2017), "LSTM: a search space odyssey", the variant CIFG, without its peepholes. Three quarters of an
+    LSTM's products, a memory that stays within ±1, and as good in their comparison.
 
     Args:
         input_size: features of x.

@@ -19,14 +19,13 @@ class DeepTransition(Cell):
     r"""A recurrent network with layers in its input, its transition and its output.
 
     .. math::
-        z_0 &= x & z_i &= \tanh(W_i z_{i-1} + a_i) && i = 1 … \text{input\_depth} \\
-        s_1 &= \tanh(W z + U h' + b) & s_l &= \tanh(U_l s_{l-1} + b_l) && l = 2 … \text{depth}, \text{ the last one} \\
-        h &= \tanh(U_L s_{L-1} + b_L + S h') && && \text{with the shortcut} \\
-        y_0 &= h & y_i &= \tanh(V_i y_{i-1} + c_i) && i = 1 … \text{output\_depth}
+        z_0 &= x & z_k &= \tanh(A_k z_{k-1} + a_k) && k = 1 … K = \text{input\_depth} \\
+        s_1 &= \tanh(W z_K + U h' + b) & s_l &= \tanh(U_l s_{l-1} + b_l + [l = L]\, S h') && l = 2 … L = \text{depth} \\
+        y_0 &= h = s_L & y_m &= \tanh(V_m y_{m-1} + c_m) && m = 1 … M = \text{output\_depth}
 
-    Pascanu, Gulcehre, Cho & Bengio (2014), "How to construct deep recurrent neural networks": deep input, deep
-    transition DT(S), deep output; Goodfellow, Bengio & Courville, section 10.5. A transition of depth L lengthens the
-    gradient's way L times, which the shortcut makes good.
+    The output is y_M. Pascanu, Gulcehre, Cho & Bengio (2014), "How to construct deep recurrent neural networks": deep
+    input, deep transition DT(S), deep output; Goodfellow, Bengio & Courville, section 10.5. A transition of depth L
+    lengthens the gradient's way L times, which the shortcut makes good.
 
     Args:
         input_size: features of x.
@@ -37,7 +36,8 @@ class DeepTransition(Cell):
         shortcut: whether h reads h' past the layers. Default True; without effect at depth 1.
 
     Shapes:
-        x (rows, input_size); s.h, and with an output_depth s.y (rows, hidden_size). All matrices (hidden_size,
+        x (rows, input_size); s.h, and with an output_depth s.y (rows, hidden_size). Parameters: input.k, W,
+        transition.l and output.m, each with weight and bias, U.weight and S.weight; all matrices (hidden_size,
         hidden_size) but the first that reads x (hidden_size, input_size), uniform in ±1/√hidden_size.
 
     Raises:
@@ -74,6 +74,11 @@ class DeepTransition(Cell):
         self.S = nn.Linear(hidden_size, hidden_size, bias=False) if shortcut and depth > 1 else None
         self.output = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(output_depth))
         uniform_(self)
+
+    @property
+    def recurrent(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The names of recurrent weights."""
+        return ("U.weight", *(f"transition.{number}.weight" for number in range(len(self.transition))))
 
     @property
     def State(self) -> Any:

@@ -30,7 +30,8 @@ class GroupedRNN(Cell):
     Args:
         input_size: features of x.
         hidden_size: features of h; the groups are equal parts of it, or as near to that as it divides.
-        periods: steps of each group, ascending. Default (1, 2, 4, 8). There are no more groups than units.
+        periods: steps of each group, ascending. Default (1, 2, 4, 8). There are no more groups than units. A bfloat16
+            state counts to 256.
 
     Shapes:
         x (rows, input_size); s.h (rows, hidden_size), s.clock (rows, groups): steps until a group is due. Parameters:
@@ -50,7 +51,7 @@ class GroupedRNN(Cell):
 
     def __init__(self, input_size: int, hidden_size: int, periods: Sequence[int] = (1, 2, 4, 8)) -> None:
         super().__init__(input_size, hidden_size)
-        self.periods = tuple(periods)[:hidden_size]
+        self.periods = tuple(periods)[:hidden_size] if isinstance(periods, Sequence) else ()
         count = len(self.periods)
         if not count or any(not isinstance(p, int) or p < 1 for p in periods) or list(periods) != sorted(periods):
             raise ArgumentError(f"GroupedRNN: periods must be ascending positive integers, not {periods!r}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,11 @@ def add_to_gate_bias_(cell: Cell, bias: Tensor, gate: str, value: float) -> None
     bias.chunk(len(cell.gates))[position].add_(value)
 
 
+@torch.no_grad()
 def orthogonal_(cell: Cell, gain: float = 1.0, names: Sequence[str] = ()) -> Cell:
     """Makes the recurrent weights orthogonal, gate by gate, so that they keep lengths (Saxe et al. 2014).
+
+    A block that is not square, such as a projection, gets orthonormal rows or columns, whichever are fewer.
 
     Args:
         cell: changed in place.
@@ -38,7 +41,7 @@ def orthogonal_(cell: Cell, gain: float = 1.0, names: Sequence[str] = ()) -> Cel
         the cell.
 
     Raises:
-        ArgumentError: a name that the cell does not have, or a weight that is not made of square blocks.
+        ArgumentError: a cell without recurrent weights, a name that it does not have, or a parameter that is no matrix.
 
     Example:
         >>> import torch, ritornello as rit
@@ -47,14 +50,17 @@ def orthogonal_(cell: Cell, gain: float = 1.0, names: Sequence[str] = ()) -> Cel
         >>> bool((U @ U.T - torch.eye(4)).abs().max() < 1e-5)
         True
     """
-    return _each_block(cell, names, lambda block: nn.init.orthogonal_(block, gain))
+    for _, block in _blocks(cell, names):
+        nn.init.orthogonal_(block, gain)
+    return cell
 
 
+@torch.no_grad()
 def identity_(cell: Cell, scale: float = 1.0, names: Sequence[str] = ()) -> Cell:
     """Makes the recurrent weights the identity times `scale`, gate by gate: at first a unit hands on what it holds
     (Le, Jaitly & Hinton 2015).
 
-    Args, Returns, Raises: as `orthogonal_`'s.
+    Args, Returns, Raises: as `orthogonal_`'s; besides, a gate's weight must be square.
 
     Example:
         >>> import ritornello as rit
@@ -62,21 +68,31 @@ def identity_(cell: Cell, scale: float = 1.0, names: Sequence[str] = ()) -> Cell
         >>> identity_(rit.Elman(3, 2)).U.weight.tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    return _each_block(cell, names, lambda block: nn.init.eye_(block).mul_(scale))
-
-
-@torch.no_grad()
-def _each_block(cell: Cell, names: Sequence[str], draw: Callable[[Tensor], Tensor]) -> Cell:
-    known = dict(cell.named_parameters())
-    for name in names or cell.recurrent:
-        if name not in known:
-            raise ArgumentError(f"{type(cell).__name__} has no parameter {name!r}: it has {', '.join(known)}.")
-        weight = known[name]
-        if weight.dim() != 2 or weight.shape[0] % weight.shape[1]:
-            raise ArgumentError(f"{name} of shape {tuple(weight.shape)} is not made of square blocks.")
-        for block in weight.split(weight.shape[1]):
-            draw(block)
+    blocks = _blocks(cell, names)
+    for name, block in blocks:
+        if block.shape[0] != block.shape[1]:
+            raise ArgumentError(f"{name} cannot be an identity: a gate's part has shape {tuple(block.shape)}.")
+    for _, block in blocks:
+        nn.init.eye_(block).mul_(scale)
     return cell
+
+
+def _blocks(cell: Cell, names: Sequence[str]) -> list[tuple[str, Tensor]]:
+    """The parts of recurrent weights, each with its parameter's name: one for each gate that is stacked there."""
+    kind, known = type(cell).__name__, dict(cell.named_parameters())
+    names = names or cell.recurrent
+    if not names:
+        raise ArgumentError(f"{kind} has no recurrent weights.")
+    found = []
+    for name in names:
+        if name not in known:
+            raise ArgumentError(f"{kind} has no parameter {name!r}: it has {', '.join(known)}.")
+        weight = known[name].detach()
+        if weight.dim() != 2:
+            raise ArgumentError(f"{name} of shape {tuple(weight.shape)} is no matrix.")
+        stacked = len(weight) % cell.hidden_size == 0
+        found += [(name, block) for block in weight.split(cell.hidden_size if stacked else len(weight))]
+    return found
 
 
 @torch.no_grad()
@@ -106,15 +122,15 @@ def forget_bias_(cell: Cell, value: float = 1.0) -> Cell:
 
 @torch.no_grad()
 def chrono_(cell: Cell, longest: float, shortest: float = 1.0) -> Cell:
-    """Draws the biases of gates so that units remember for times between `shortest` and `longest` steps.
+    """Draws the biases of gates so that units remember for times up to `longest` steps.
 
     A gate with bias b forgets in about 1 + exp(b) steps: b_f = log u with u uniform in (shortest, longest - 1), and
-    b_i = -b_f (Tallec & Ollivier 2018, "Can recurrent neural networks warp time?", section 3).
+    b_i = -b_f (Tallec & Ollivier 2018, "Can recurrent neural networks warp time?", the chrono initialisation).
 
     Args:
         cell: changed in place; `cell.keeps` and `cell.writes` name the gates.
         longest: steps of the longest dependency that is expected, above 2.
-        shortest: steps of the shortest.
+        shortest: steps of the shortest, less one. Default 1.
 
     Returns:
         the cell.
@@ -144,7 +160,7 @@ def _memory_gates(cell: Cell) -> tuple[str, ...]:
 
 
 def _gate_bias(cell: Cell, gate: str) -> Tensor:
-    bias = getattr(getattr(cell, "W", None), "bias", None)
-    if not isinstance(bias, Tensor):
+    bias = dict(cell.named_parameters()).get(cell.gate_bias)
+    if bias is None:
         raise ArgumentError(f"This {type(cell).__name__} has no biases.")
     return bias.chunk(len(cell.gates))[cell.gates.index(gate)]

@@ -58,9 +58,9 @@ class Jordan(Cell):
         super().__init__(input_size, hidden_size)
         outputs = hidden_size if output_size is None else output_size
         if not isinstance(outputs, int) or outputs < 1:
-            raise ArgumentError(f"Jordan: output_size must be a positive integer, not {outputs!r}.")
+            raise ArgumentError(f"{type(self).__name__}: output_size must be a positive integer, not {outputs!r}.")
         if output not in OUTPUTS:
-            raise ArgumentError(f"Jordan: unknown output {output!r}: {nearest(output, OUTPUTS)}.")
+            raise ArgumentError(f"{type(self).__name__}: unknown output {output!r}: {nearest(str(output), OUTPUTS)}.")
         self.outputs, self.output = outputs, output
         self.W = nn.Linear(input_size, hidden_size)
         self.R = nn.Linear(outputs, hidden_size, bias=False)
@@ -112,9 +112,9 @@ class ElmanJordan(Jordan):
 class TeacherForced(Cell):
     r"""A cell that reads the true output of the step before in place of its own.
 
-    .. math:: s = f([x, y'], (y', s'_2, …))
+    .. math:: s = f(x, (y', s'_2, …))
 
-    with y' the target of the step before, which comes in x's last columns. From log p(y⁽¹⁾, y⁽²⁾ | x) =
+    with y' the target of the step before, which comes behind x in the input: [x, y']. From log p(y⁽¹⁾, y⁽²⁾ | x) =
     log p(y⁽²⁾ | y⁽¹⁾, x) + log p(y⁽¹⁾ | x) it follows that the likelihood is trained so; Goodfellow, Bengio &
     Courville, section 10.2.1. Of a network with no other memory, such as `Jordan`, nothing is left in the loop
     (`ritornello.explain` shows it).

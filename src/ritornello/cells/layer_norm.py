@@ -44,6 +44,8 @@ class LayerNormLSTM(Cell):
 
     State = namedtuple("State", "h c")
     gates = ("i", "f", "g", "o")
+    keeps, writes = ("f",), ("i",)
+    gate_bias = "norm_x.bias"
 
     def __init__(self, input_size: int, hidden_size: int, forget_bias: float = 1.0, gain: float = 0.1) -> None:
         super().__init__(input_size, hidden_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,14 @@ class Leaky(Cell):
     .. math:: h = (1 - \alpha) \odot h' + \alpha \odot \tanh(W x + U h' + b) \qquad \alpha = \sigma(a)
 
     Mozer (1992); Jaeger et al. (2007), "Optimization and applications of echo state networks with leaky-integrator
-    neurons"; Goodfellow, Bengio & Courville, section 10.9.2. A unit forgets in about 1/α steps, and there is a way of
-    length 1 - α a step for the gradient. Slow signals, few parameters.
+    neurons"; Goodfellow, Bengio & Courville, section 10.9.2. A unit forgets in about 1/α steps, and along h the
+    gradient is multiplied by 1 - α a step. Slow signals, few parameters.
 
     Args:
         input_size: features of x.
         hidden_size: features of h.
         leak: α at the start, one number for all units, or the two ends of a range that they share out evenly on a
-            logarithmic scale. Default (0.01, 1): times from one step to a hundred.
+            logarithmic scale. Default (0.01, 1): times from one step to a hundred. 1 stands for 0.999.
 
     Shapes:
         x (rows, input_size), s.h (rows, hidden_size). Parameters: W.weight (hidden_size, input_size), W.bias
@@ -42,16 +43,17 @@ class Leaky(Cell):
 
     State = namedtuple("State", "h")
 
-    def __init__(self, input_size: int, hidden_size: int, leak: float | tuple[float, float] = (0.01, 1.0)) -> None:
+    def __init__(self, input_size: int, hidden_size: int, leak: float | Sequence[float] = (0.01, 1.0)) -> None:
         super().__init__(input_size, hidden_size)
-        slow, fast = leak if isinstance(leak, tuple) else (leak, leak)
-        if not 0 < slow <= 1 or not 0 < fast <= 1:
-            raise ArgumentError(f"Leaky: leak must lie in 0 (exclusive) to 1, not {leak!r}.")
+        ends = tuple(leak) if isinstance(leak, Sequence) else (leak, leak)
+        if len(ends) != 2 or not all(isinstance(end, (int, float)) and 0 < end <= 1 for end in ends):
+            raise ArgumentError(f"Leaky: leak must be one or two numbers in 0 (exclusive) to 1, not {leak!r}.")
+        slow, fast = ends
         self.W = nn.Linear(input_size, hidden_size)
         self.U = nn.Linear(hidden_size, hidden_size, bias=False)
         uniform_(self)
         shares = torch.logspace(0, 1, hidden_size, base=fast / slow) * slow
-        self.a = nn.Parameter(torch.logit(shares, eps=1e-3))
+        self.a = nn.Parameter(torch.logit(shares.clamp(max=0.999)))
 
     def forward(self, x: Tensor, s: State) -> State:
         alpha = torch.sigmoid(self.a)

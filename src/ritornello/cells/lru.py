@@ -17,11 +17,11 @@ class LRU(Cell):
     r"""The linear recurrent unit with real eigenvalues.
 
     .. math::
-        \lambda &= \exp(-\exp(\nu)) & s &= \lambda \odot s' + \sqrt{1 - \lambda^2} \odot B x & y &= C s + D x
+        \lambda &= \exp(-\exp(\nu)) & s &= \lambda \odot s' + \sqrt{1 - \lambda^2} \odot B x & y &= C s + D x + d
 
-    Orvieto et al. (2023), "Resurrecting recurrent neural networks for long sequences", with λ real in place of complex:
-    a bank of exponential means between two dense layers. Linear in its state, so it runs as a scan; λ cannot leave
-    (0, 1). Between layers it wants something nonlinear (`ritornello.nn.Residual`, a gated unit).
+    Orvieto et al. (2023), "Resurrecting recurrent neural networks for long sequences", with λ real in place of complex
+    and a dense D: a bank of exponential means between two dense layers. Linear in its state, so it runs as a scan; λ
+    cannot leave (0, 1). Between layers it wants something nonlinear (`ritornello.nn.Residual`, a gated unit).
 
     Args:
         input_size: features of x.

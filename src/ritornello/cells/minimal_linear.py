@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import namedtuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ritornello.cells.cell import Cell, total
@@ -84,5 +85,5 @@ class MinLSTM(Cell):
 
     def forward(self, x: Tensor, s: State) -> State:
         f, i, n = self.W(x).chunk(3, -1)
-        f, i = torch.sigmoid(f), torch.sigmoid(i)
-        return self.State((f * total(s.h) + i * n) / (f + i))
+        kept = torch.sigmoid(F.logsigmoid(f) - F.logsigmoid(i))  # f / (f + i), where both may be tiny
+        return self.State(kept * total(s.h) + (1 - kept) * n)

@@ -18,9 +18,9 @@ class TensorRNN(Cell):
 
     .. math:: w_{ij} = \sum_k u_{ijk} x_k \qquad h = \tanh(W x + (U + w) h' + b)
 
-    Goodfellow, Bengio & Courville, section 10.10.2 and the multiplicative units of Sutskever, Martens & Hinton (2011),
-    before they factor them. Inputs choose what the state does; of few features only, for the tensor has input_size ·
-    hidden_size² numbers.
+    The tensor network of Sutskever, Martens & Hinton (2011), "Generating text with recurrent neural networks", before
+    they factor it, with a U that all inputs share. Inputs choose what the state does; of few features only, for the
+    tensor has input_size · hidden_size² numbers.
 
     Args:
         input_size: features of x.
@@ -61,7 +61,7 @@ class MultiplicativeRNN(Cell):
     .. math:: m = (F x) \odot (V h') \qquad h = \tanh(W x + U m + b)
 
     Sutskever, Martens & Hinton (2011), "Generating text with recurrent neural networks", eq. 7 and 8: U diag(F x) V in
-    place of the tensor. Characters that change the state in their own way, at the price of an LSTM's half.
+    place of the tensor. Characters change the state in their own way, for half an LSTM's weights.
 
     Args:
         input_size: features of x.
@@ -107,12 +107,12 @@ class MultiplicativeLSTM(Cell):
     r"""Long short-term memory that reads, in place of h', what the input makes of it.
 
     .. math::
-        m &= (W_m x) \odot (V h') \\
+        m &= (W_m x + b_m) \odot (V h') \\
         (i, f, g, o) &= W x + U m + b \\
         c &= \sigma(f) \odot c' + \sigma(i) \odot \tanh(g) & h &= \sigma(o) \odot \tanh(c)
 
-    Krause, Lu, Murray & Renals (2016), "Multiplicative LSTM for sequence modelling", with the LSTM's own order of gate
-    and tanh. Strong on text by characters.
+    Krause, Lu, Murray & Renals (2016), "Multiplicative LSTM for sequence modelling", with biases and the LSTM's own
+    order of gate and tanh. Strong on text by characters.
 
     Args:
         input_size: features of x.

@@ -53,7 +53,7 @@ class PeepholeLSTM(Cell):
         super().__init__(input_size, hidden_size)
         if peephole not in ("vectors", "matrices"):
             raise ArgumentError(
-                f"PeepholeLSTM: unknown peephole {peephole!r}: {nearest(peephole, ['vectors', 'matrices'])}."
+                f"PeepholeLSTM: unknown peephole {peephole!r}: {nearest(str(peephole), ['vectors', 'matrices'])}."
             )
         self.peephole = peephole
         self.W = nn.Linear(input_size, 4 * hidden_size)

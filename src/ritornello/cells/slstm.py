@@ -61,4 +61,4 @@ class SLSTM(Cell):
         i, f = torch.exp(i - m), torch.exp(kept - m)
         c = f * s.c + i * torch.tanh(z)
         n = f * s.n + i
-        return self.State(torch.sigmoid(o) * c / n, c, n, m)
+        return self.State(torch.sigmoid(o) * c / n.clamp(min=1e-37), c, n, m)  # a first n may underflow

@@ -16,11 +16,11 @@ class SRU(Cell):
 
     .. math::
         f &= \sigma(W_f x + v_f \odot c' + b_f) & r &= \sigma(W_r x + v_r \odot c' + b_r) \\
-        c &= f \odot c' + (1 - f) \odot W_n x & h &= r \odot c + (1 - r) \odot x
+        c &= f \odot c' + (1 - f) \odot (W_n x + b_n) & h &= r \odot c + (1 - r) \odot x
 
     Lei, Zhang, Wang, Dai & Artzi (2018), "Simple recurrent units for highly parallelizable recurrence", eq. 1 to 4;
-    where sizes differ, x in the last line is a projection of it. Without v, as in the first version of the paper, it is
-    linear in its state, and runs as a scan; with it no product is left in the loop either.
+    they have no b_n, and where sizes differ, x in the last line is W_x x + b_x. Without v, as in the first version of
+    the paper, it is linear in its state, and runs as a scan; with it no product is left in the loop either.
 
     Args:
         input_size: features of x.
