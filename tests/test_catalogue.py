@@ -97,10 +97,6 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         for periods in ((), (2, 1), (0, 1), (1, 2.0), 4, "12")
     ),
     (
-        cells.GroupedRNN,
-        {"periods": (1, 2, 4)},
-    ),
-    (
         cells.PeepholeLSTM,
         {"peephole": "vector"},
         "PeepholeLSTM: unknown peephole 'vector': did you mean vectors? Known: matrices, vectors.",
