@@ -11,17 +11,16 @@ from torch import Tensor, nn
 from ritornello.cells.adapt import Adapted
 from ritornello.cells.cell import Cell
 from ritornello.engine import door
+from ritornello.engine.adjoint import Adjoint, Full, check_chain, settle_adjoint
 from ritornello.engine.op import Captured, capture, captured_values, new_seed, remember
 from ritornello.engine.op import unfold as unfold_op
-from ritornello.errors import ArgumentError, nearest
+from ritornello.errors import ArgumentError
 from ritornello.executors import EXECUTORS, Request, Result, check_name, choose
 from ritornello.executors.cpu import CpuExecutor, unfit
 from ritornello.executors.run import TYPES, inside, machine_type
 from ritornello.executors.stepper import Stepper
 from ritornello.program import lookup
 from ritornello.structures import Schedule, forest, from_rows, to_rows
-
-ADJOINTS = ("full", "checkpointed")
 
 
 class Unfold(nn.Module):
@@ -39,9 +38,11 @@ class Unfold(nn.Module):
         batch_first: x and the outputs are (batch, time, features) instead of (time, batch, features). The state has no
             time axis and is (batch, size) either way.
         learn_initial: the initial state, read where a sequence begins, is a parameter (at first zero) instead of zero.
-        adjoint: how gradients go back through time: "full" (default) keeps what every step computed; "checkpointed"
-            keeps O(√T) states beyond inputs and outputs and computes the steps between once more, in at most 1.4 times
-            the time.
+        adjoint: how gradients go back through time (docs/bptt.md): "full" (default) keeps what every step computed;
+            "checkpointed" keeps O(√T) states beyond inputs and outputs and computes the steps between once more, in at
+            most 1.4 times the time; `Truncated(k1, k2)` and `Randomized(p)`, or their texts "truncated:20,40" and
+            "randomized:0.05"; "forward" carries derivatives forwards, for small cells. The last three know chains only,
+            and in a graph that torch.compile captures they break it.
         executor: "auto" (default) or an executor's name.
 
     Raises:
@@ -67,7 +68,7 @@ class Unfold(nn.Module):
         reverse: bool = False,
         batch_first: bool = False,
         learn_initial: bool = False,
-        adjoint: str = "full",
+        adjoint: str | Adjoint = "full",
         executor: str = "auto",
     ) -> None:
         super().__init__()
@@ -75,14 +76,12 @@ class Unfold(nn.Module):
             raise ArgumentError(f"Unfold takes a ritornello.Cell or a module like one, not {type(cell).__name__}.")
         if not isinstance(cell, Cell):
             cell = Adapted(cell, input_size, state_sizes)
-        if adjoint not in ADJOINTS:
-            raise ArgumentError(f"Unknown adjoint {adjoint!r}: {nearest(adjoint, ADJOINTS)}.")
         check_name(executor)
         self.cell: Cell = cell
         self._number = remember(cell)
         self.reverse = reverse
         self.batch_first = batch_first
-        self.adjoint = adjoint
+        self.adjoint = settle_adjoint(adjoint)
         self.executor = executor
         self.initial = nn.ParameterList(torch.zeros(1, size) for size in cell.state_sizes) if learn_initial else None
 
@@ -237,6 +236,7 @@ class Unfold(nn.Module):
                 "Unfold(reverse=True) walks chains backwards; trees are walked from leaves to roots only."
             )
         schedule = forest(trees)
+        check_chain(self.adjoint, schedule, self.cell)
         x = door.settle_nodes(self.cell, x, schedule.rows)
         blank = self._blank(x)
         entry = door.settle_state(self.cell, state, blank, x, schedule.entries)
@@ -248,8 +248,8 @@ class Unfold(nn.Module):
         if schedule.entry is not None:
             where = schedule.entry.to(x.device)
             entry = self.cell.State(*(field[where] for field in entry))
-        request = Request(self.cell, to_rows(x, schedule), entry, blank, schedule, all_states, self.adjoint)
-        return choose(self.executor, request).run(request)
+        request = Request(self.cell, to_rows(x, schedule), entry, blank, schedule, all_states)
+        return self.adjoint.unfold(request, lambda request: choose(self.executor, request).run(request))
 
     def _blank(self, x: Tensor) -> Any:
         """The initial state, one row."""
@@ -259,4 +259,5 @@ class Unfold(nn.Module):
 
     def extra_repr(self) -> str:
         flags = [f"{name}=True" for name in ("reverse", "batch_first") if getattr(self, name)]
-        return ", ".join(flags + (["learn_initial=True"] if self.initial is not None else []))
+        flags += ["learn_initial=True"] if self.initial is not None else []
+        return ", ".join(flags if self.adjoint == Full() else [*flags, f"adjoint={str(self.adjoint)!r}"])
