@@ -12,6 +12,7 @@ import pytest
 import torch
 from comparison import assert_close, gradients
 from torch import Tensor, library, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 import ritornello as rit
 from ritornello.engine.op import unfold as unfold_op
@@ -68,6 +69,47 @@ def test_compiled_whole_it_is_one_node_with_the_same_values_and_gradients(cell: 
     sizes = {len(list(graph.graph.nodes)) for graph in graphs if graph is not graphs[0]}
     assert all(sum("ritornello.unfold" in target for target in targets(graph)) == 1 for graph in graphs)
     assert max(sizes) < 60, "the graph grows with the number of steps"
+
+
+def test_checkpointed_within_a_graph_keeps_no_step() -> None:
+    """Between forward and backward the node holds what it was called with, and no more, however long x is."""
+    unfold, x = rit.Unfold(rit.LSTM(5, 7), executor="cpu"), torch.randn(30, 3, 5)
+    parameters = dict(unfold.named_parameters())
+    expected = unfold(x)
+    kept: dict[str, int] = {}
+    for unfold.adjoint in ("full", "checkpointed"):
+        torch._dynamo.reset()
+        compiled = torch.compile(unfold, fullgraph=True, backend="eager")
+        compiled(x)
+        sizes: list[int] = []
+        with saved_tensors_hooks(lambda saved, sizes=sizes: sizes.append(saved.numel()) or saved, lambda saved: saved):
+            found = compiled(x)
+        assert_close(found, expected)
+        assert_close(gradients(found, parameters), gradients(expected, parameters))
+        kept[str(unfold.adjoint)] = sum(sizes)
+    assert kept["full"] > 30 * 3 * 7 * 4
+    assert kept["checkpointed"] < x.numel() + 2 * sum(p.numel() for p in unfold.parameters())
+
+
+@pytest.mark.parametrize("adjoint", ["truncated:2,3", "randomized:0.5", "forward"])
+def test_other_adjoints_run_between_two_graphs_and_never_as_full(adjoint: str) -> None:
+    torch._dynamo.reset()
+    model, graphs = Tagger(rit.LSTM(5, 7), adjoint=adjoint), []
+    parameters, tokens = dict(model.named_parameters()), torch.randint(0, 11, (9, 3))
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    found = {}
+    for run in (torch.compile(model, backend=backend), model):
+        torch.manual_seed(4)
+        found[run] = gradients(run(tokens), parameters)
+    assert_close(*found.values())
+    assert len(graphs) == 2
+    assert not any("ritornello" in target for graph in graphs for target in targets(graph))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="such an adjoint is no node of a graph"):
+        torch.compile(model, fullgraph=True, backend="eager")(tokens)
 
 
 def test_compiled_by_inductor() -> None:

@@ -7,7 +7,7 @@ or, for the truncated and the randomized ones, as their equations say.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,11 @@ class Adjoint:
 
     name: str
 
+    @property
+    def gist(self) -> str:
+        """What it does, in a line."""
+        return (type(self).__doc__ or "").partition("\n")[0].partition(": ")[2]
+
     def unfold(self, request: Request, run: Run) -> Result:
         """The request's result, whose gradients go back this way."""
         raise NotImplementedError
@@ -52,7 +57,7 @@ class Full(Adjoint):
 
 @dataclass(frozen=True)
 class Checkpointed(Adjoint):
-    """Keeps O(√T) states beyond inputs and outputs, and computes the steps between once more."""
+    """Exact: keeps O(√T) states beyond inputs and outputs, and computes the steps between once more."""
 
     name = CHECKPOINTED
 
@@ -97,7 +102,7 @@ class Truncated(Adjoint):
 
     k1: int
     k2: int
-    checkpointed: bool = False
+    checkpointed: bool = field(default=False, kw_only=True)
 
     name = "truncated"
 
@@ -155,7 +160,7 @@ class Randomized(Adjoint):
     """
 
     p: float | Sequence[float] | Tensor
-    checkpointed: bool = False
+    checkpointed: bool = field(default=False, kw_only=True)
 
     name = "randomized"
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call, jacrev, vmap
 
 from ritornello.cells.adapt import name_of
@@ -46,8 +45,9 @@ class _Accumulated(torch.autograd.Function):
         return (*result.rows, *(field.clone() for field in result.last))  # without steps it is what entered
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise ArgumentError("adjoint='forward' gives first derivatives only; for more use adjoint='full'.")
         wanted = ctx.needs_input_grad[3:]
         return (None, None, None, *_gradients(ctx.request, ctx.names, ctx.saved_tensors, wanted, gradients))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ritornello.cells.adapt import Adapted
 from ritornello.cells.cell import Cell
 from ritornello.engine import door
-from ritornello.engine.adjoint import Adjoint, Full, check_chain, settle_adjoint
+from ritornello.engine.adjoint import Adjoint, Checkpointed, Full, check_chain, settle_adjoint
 from ritornello.engine.op import Captured, capture, captured_values, new_seed, remember
 from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError
@@ -81,9 +81,18 @@ class Unfold(nn.Module):
         self._number = remember(cell)
         self.reverse = reverse
         self.batch_first = batch_first
-        self.adjoint = settle_adjoint(adjoint)
+        self._adjoint = settle_adjoint(adjoint)
         self.executor = executor
         self.initial = nn.ParameterList(torch.zeros(1, size) for size in cell.state_sizes) if learn_initial else None
+
+    @property
+    def adjoint(self) -> Adjoint:
+        """How gradients go back through time; set, it may be a text."""
+        return self._adjoint
+
+    @adjoint.setter
+    def adjoint(self, adjoint: str | Adjoint) -> None:
+        self._adjoint = settle_adjoint(adjoint)
 
     @property
     def input_size(self) -> int:
@@ -122,6 +131,9 @@ class Unfold(nn.Module):
             last: `State` with fields (batch, size): each sequence's state after its own last step (its first, with
                 `reverse`); the state it entered with where it has no steps.
         """
+        if torch.compiler.is_compiling() and not isinstance(self.adjoint, Full | Checkpointed):
+            eager = torch._dynamo.disable(self.forward)  # such an adjoint is no node of a graph: it runs between two
+            return eager(x, state, lengths=lengths, resets=resets, all_states=all_states)
         x, layout = door.settle_input(self.cell, x, self.batch_first)
         captured = self._captured(x) if torch.compiler.is_compiling() else None
         if captured is not None:
@@ -197,7 +209,8 @@ class Unfold(nn.Module):
         lengths = None if lengths is None else torch.as_tensor(lengths, device="cpu")
         if resets is not None:
             resets = resets.unsqueeze(1) if not layout.batched else resets.T if layout.batch_first else resets
-        way = (captured.program, self.reverse, machine_type(x), torch.is_grad_enabled())
+        keeps = torch.is_grad_enabled() and isinstance(self.adjoint, Full)
+        way = (captured.program, self.reverse, machine_type(x), keeps)
         chains = (lengths, resets, new_seed(captured), *way)
         found = unfold_op(x, list(entry), list(blank), values, *chains)
         steps = [self._laid_out(field, layout) for field in found[: captured.fields]]
