@@ -10,8 +10,7 @@ process of its own holds at its peak beyond what it held before, as Linux counts
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
+import os
 import time
 from pathlib import Path
 
@@ -35,21 +34,25 @@ def seconds(unfold: rit.Unfold, x: torch.Tensor) -> float:
     return time.perf_counter() - begin
 
 
-def megabytes(unfold: rit.Unfold, x: torch.Tensor) -> float:
-    """The peak of a process's first step beyond what it held before."""
-    step(unfold, x[:2])  # records the cell
-    before = held("VmRSS")
-    step(unfold, x)
-    return (held("VmHWM") - before) / 1000
+def megabytes(way: str, cell: rit.Cell, x: torch.Tensor) -> float:
+    """The peak of one step beyond what was held before, in a process of its own: nothing freed earlier is at hand."""
 
+    def measured() -> float:
+        unfold = rit.Unfold(cell, adjoint=way)
+        step(unfold, x[:2])  # records the cell
+        before = held("VmRSS")
+        step(unfold, x)
+        return (held("VmHWM") - before) / 1000
 
-def peak_of(way: str, options: argparse.Namespace) -> float:
-    """The same, of a process of its own: nothing that was freed before is at hand."""
-    sizes = [f"--{name}={getattr(options, name)}" for name in ("time", "batch", "hidden")]
-    done = subprocess.run(
-        [sys.executable, __file__, "--peak", way, *sizes], stdout=subprocess.PIPE, check=True, text=True
-    )
-    return float(done.stdout)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, str(measured()).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        return float(answer.read())
 
 
 def held(name: str) -> int:
@@ -61,29 +64,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("time", 1000), ("batch", 16), ("hidden", 256), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--peak", help="print the megabytes that one adjoint needs, and nothing else")
     options = parser.parse_args()
     x = torch.randn(options.time, options.batch, options.hidden)
     cell = rit.LSTM(options.hidden, options.hidden)
-    if options.peak:
-        print(megabytes(rit.Unfold(cell, adjoint=options.peak), x))
-        return
-    k = max(1, options.time // 25)
+    k = max(2, options.time // 25)
     texts = (*EXACT, f"truncated:{k},{k}", f"truncated:{k},{2 * k}", f"randomized:{1 / k:g}")
     ways = (*texts, *(f"{text},checkpointed" for text in texts[2:]))
+    peaks = {way: megabytes(way, cell, x) for way in ways}  # before torch has threads of its own
     unfolds = {way: rit.Unfold(cell, adjoint=way) for way in ways}
     one, other = (step(unfolds[way], x).clone() for way in EXACT)
     torch.testing.assert_close(one, other)
 
     rounds = [{way: seconds(unfold, x) for way, unfold in unfolds.items()} for _ in range(options.rounds)]
-    peaks = {way: peak_of(way, options) for way in ways}
     print(f"LSTM {options.hidden}, T {options.time}, B {options.batch}, {torch.get_num_threads()} threads, ", end="")
     print(f"torch {torch.__version__}; full: {min(r['full'] for r in rounds) * 1e3:.0f} ms, {peaks['full']:.0f} MB")
     for way in ways:
         ratios = sorted(each[way] / each["full"] for each in rounds)
         best = min(each[way] for each in rounds) / min(each["full"] for each in rounds)
         print(f"  {way:32} time {best:5.2f} (rounds: {ratios[0]:.2f} to {ratios[-1]:.2f})", end="")
-        print(f"   memory {peaks[way] / peaks['full']:5.2f} ({peaks[way]:.0f} MB)")
+        print(f"   memory {peaks[way] / max(peaks['full'], 1):5.2f} ({peaks[way]:.0f} MB)")
 
 
 if __name__ == "__main__":

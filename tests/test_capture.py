@@ -112,6 +112,17 @@ def test_other_adjoints_run_between_two_graphs_and_never_as_full(adjoint: str) -
         torch.compile(model, fullgraph=True, backend="eager")(tokens)
 
 
+def test_an_adjoint_stands_in_the_way_of_no_graph_without_gradients() -> None:
+    model, tokens = Tagger(rit.LSTM(5, 7), adjoint="truncated:2,3"), torch.randint(0, 11, (9, 3))
+    with torch.no_grad():
+        exported = torch.export.export(model, (tokens,))
+        assert_close(exported.module()(tokens), model(tokens))
+        torch._dynamo.reset()
+        assert_close(torch.compile(model, fullgraph=True, backend="eager")(tokens), model(tokens))
+    with pytest.raises(ArgumentError, match=r"^adjoint='truncated:2,3' is no node of a graph: export under"):
+        torch.export.export(model, (tokens,), strict=False)
+
+
 def test_compiled_by_inductor() -> None:
     torch._dynamo.reset()
     model, tokens = Tagger(rit.LSTM(5, 7)), torch.randint(0, 11, (6, 3))

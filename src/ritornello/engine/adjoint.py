@@ -17,7 +17,7 @@ from ritornello.cells.adapt import name_of
 from ritornello.engine.influence import accumulate_forward
 from ritornello.errors import ArgumentError, nearest
 from ritornello.executors import Request, Result
-from ritornello.structures import Schedule, is_chain, row_levels, row_sources
+from ritornello.structures import Schedule, row_levels, row_sources
 
 Run = Callable[[Request], Result]
 CHECKPOINTED = "checkpointed"
@@ -177,20 +177,21 @@ class Randomized(Adjoint):
         object.__setattr__(self, "p", tuple(p.tolist()) if p.dim() else float(p))
 
     def __str__(self) -> str:
-        p = f"{self.p:g}" if isinstance(self.p, float) else "…"
+        p = str(self.p) if isinstance(self.p, float) else "…"
         return f"{self.name}:{p}{f',{CHECKPOINTED}' * self.checkpointed}"
 
     def unfold(self, request: Request, run: Run) -> Result:
         request = replace(request, checkpointed=self.checkpointed)
         if not torch.is_grad_enabled():
             return run(request)
-        steps, count = row_levels(request.schedule).to(request.x.device), len(request.schedule.levels)
-        p = torch.tensor(self.p, dtype=torch.float64, device=request.x.device)
+        steps, count = row_levels(request.schedule), len(request.schedule.levels)
+        p = torch.tensor(self.p, dtype=torch.float64, device="cpu")
         if p.dim() and len(p) < count:
             raise ArgumentError(f"p holds {len(p)} probabilities for {count} steps; give one for each.")
         p = p[steps] if p.dim() else p.expand(len(steps))
-        goes_on = torch.rand(len(steps), dtype=torch.float64, device=p.device) >= p
-        return run(replace(request, damping=_damping(request, torch.where(goes_on, 1 / (1 - p), 0.0))))
+        factors = (1 / (1 - p)).to(request.x.dtype)  # rounded: it goes on as often as makes these unbiased
+        goes_on = torch.rand(len(steps), dtype=torch.float64, device="cpu") * factors.double() < 1
+        return run(replace(request, damping=_damping(request, factors * goes_on)))
 
 
 def _damping(request: Request, factors: Tensor) -> Tensor:
@@ -231,6 +232,7 @@ def _last_rows(schedule: Schedule) -> Tensor:
     return torch.arange(schedule.rows - schedule.entries, schedule.rows, device="cpu")
 
 
+PLAIN = (Full, Checkpointed)  # what executors do by themselves, over any structure, and as a node of a graph
 BY_NAME: dict[str, Callable[..., Adjoint]] = {
     kind.name: kind for kind in (Full, Checkpointed, Truncated, Randomized, Forward)
 }
@@ -269,9 +271,9 @@ def settle_adjoint(adjoint: str | Adjoint) -> Adjoint:
 _SHAPES = {"truncated": "truncated:K1,K2", "randomized": "randomized:P"}
 
 
-def check_chain(adjoint: Adjoint, schedule: Schedule, cell: Any) -> None:
+def check_trees(adjoint: Adjoint, cell: Any) -> None:
     """Raises ArgumentError where an adjoint that knows chains alone is asked to go back over trees."""
-    if not isinstance(adjoint, Full | Checkpointed) and not is_chain(schedule):
+    if not isinstance(adjoint, PLAIN):
         raise ArgumentError(
             f"adjoint={str(adjoint)!r} goes back along chains; unfold {name_of(cell)} over trees with adjoint='full'."
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ritornello.cells.adapt import Adapted
 from ritornello.cells.cell import Cell
 from ritornello.engine import door
-from ritornello.engine.adjoint import Adjoint, Checkpointed, Full, check_chain, settle_adjoint
+from ritornello.engine.adjoint import PLAIN, Adjoint, Full, check_trees, settle_adjoint
 from ritornello.engine.op import Captured, capture, captured_values, new_seed, remember
 from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError
@@ -131,7 +131,11 @@ class Unfold(nn.Module):
             last: `State` with fields (batch, size): each sequence's state after its own last step (its first, with
                 `reverse`); the state it entered with where it has no steps.
         """
-        if torch.compiler.is_compiling() and not isinstance(self.adjoint, Full | Checkpointed):
+        if torch.compiler.is_compiling() and torch.is_grad_enabled() and not isinstance(self.adjoint, PLAIN):
+            if not torch.compiler.is_dynamo_compiling():
+                raise ArgumentError(
+                    f"adjoint={str(self.adjoint)!r} is no node of a graph: export under torch.no_grad()."
+                )
             eager = torch._dynamo.disable(self.forward)  # such an adjoint is no node of a graph: it runs between two
             return eager(x, state, lengths=lengths, resets=resets, all_states=all_states)
         x, layout = door.settle_input(self.cell, x, self.batch_first)
@@ -248,8 +252,8 @@ class Unfold(nn.Module):
             raise ArgumentError(
                 "Unfold(reverse=True) walks chains backwards; trees are walked from leaves to roots only."
             )
+        check_trees(self.adjoint, self.cell)
         schedule = forest(trees)
-        check_chain(self.adjoint, schedule, self.cell)
         x = door.settle_nodes(self.cell, x, schedule.rows)
         blank = self._blank(x)
         entry = door.settle_state(self.cell, state, blank, x, schedule.entries)
