@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ritornello.cells.cell import Cell
 from ritornello.engine import Unfold
+from ritornello.engine.adjoint import Adjoint
 from ritornello.errors import ArgumentError
 
 
@@ -20,7 +21,7 @@ class Bidirectional(nn.Module):
 
     Args:
         forward_cell, backward_cell: two cells with the same input size.
-        batch_first, learn_initial, executor: as in `Unfold`.
+        batch_first, learn_initial, adjoint, executor: as in `Unfold`.
 
     Shapes:
         As `Unfold`'s; outputs have forward_cell.output_size + backward_cell.output_size features, and the state is a
@@ -43,6 +44,7 @@ class Bidirectional(nn.Module):
         *,
         batch_first: bool = False,
         learn_initial: bool = False,
+        adjoint: str | Adjoint = "full",
         executor: str = "auto",
     ) -> None:
         super().__init__()
@@ -54,10 +56,9 @@ class Bidirectional(nn.Module):
         if forward_cell is backward_cell:
             raise ArgumentError("Bidirectional: give each direction a cell of its own, or they share their parameters.")
         self.batch_first = batch_first
-        self.ahead = Unfold(forward_cell, batch_first=batch_first, learn_initial=learn_initial, executor=executor)
-        self.back = Unfold(
-            backward_cell, reverse=True, batch_first=batch_first, learn_initial=learn_initial, executor=executor
-        )
+        common: dict[str, Any] = {"batch_first": batch_first, "learn_initial": learn_initial, "executor": executor}
+        self.ahead = Unfold(forward_cell, adjoint=adjoint, **common)
+        self.back = Unfold(backward_cell, adjoint=adjoint, reverse=True, **common)
 
     @property
     def input_size(self) -> int:
@@ -186,6 +187,7 @@ class Stack(nn.Module):
         dropout: float = 0.0,
         batch_first: bool = False,
         learn_initial: bool = False,
+        adjoint: str | Adjoint = "full",
         executor: str = "auto",
     ) -> Stack:
         """The usual stack: the same kind of cell and the same width in every layer.
@@ -197,11 +199,12 @@ class Stack(nn.Module):
             layers: how many. Default 1.
             bidirectional: two cells a layer, one in each direction.
             residual: each layer's input is added to its output, except where sizes differ (as in the first layer).
-            dropout, batch_first, learn_initial, executor: as in `Stack` and `Unfold`.
+            dropout, batch_first, learn_initial, adjoint, executor: as in `Stack` and `Unfold`.
         """
         if layers < 1:
             raise ArgumentError(f"Stack: layers must be at least 1, not {layers}.")
         common: dict[str, Any] = {"batch_first": batch_first, "learn_initial": learn_initial, "executor": executor}
+        common["adjoint"] = adjoint
         made: list[nn.Module] = []
         for _ in range(layers):
             if bidirectional:
