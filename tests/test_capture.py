@@ -16,6 +16,7 @@ import pytest
 import torch
 from comparison import assert_close, gradients
 from torch import Tensor, library, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 import ritornello as rit
 from ritornello.engine.op import unfold as unfold_op
@@ -82,6 +83,58 @@ def test_a_copy_is_compiled_when_its_original_is_gone(copied: Callable[[Tagger],
     others = [rit.Unfold(rit.Elman(5, 7)) for _ in range(50)]  # which may lie where the original lay
     assert_close(torch.compile(model, fullgraph=True, backend="eager")(tokens), model(tokens))
     del others
+
+
+def test_checkpointed_within_a_graph_keeps_no_step() -> None:
+    """Between forward and backward the node holds what it was called with, and no more, however long x is."""
+    unfold, x = rit.Unfold(rit.LSTM(5, 7), executor="cpu"), torch.randn(30, 3, 5)
+    parameters = dict(unfold.named_parameters())
+    expected = unfold(x)
+    kept: dict[str, int] = {}
+    for unfold.adjoint in ("full", "checkpointed"):
+        torch._dynamo.reset()
+        compiled = torch.compile(unfold, fullgraph=True, backend="eager")
+        compiled(x)
+        sizes: list[int] = []
+        with saved_tensors_hooks(lambda saved, sizes=sizes: sizes.append(saved.numel()) or saved, lambda saved: saved):
+            found = compiled(x)
+        assert_close(found, expected)
+        assert_close(gradients(found, parameters), gradients(expected, parameters))
+        kept[str(unfold.adjoint)] = sum(sizes)
+    assert kept["full"] > 30 * 3 * 7 * 4
+    assert kept["checkpointed"] < x.numel() + 2 * sum(p.numel() for p in unfold.parameters())
+
+
+@pytest.mark.parametrize("adjoint", ["truncated:2,3", "randomized:0.5", "forward"])
+def test_other_adjoints_run_between_two_graphs_and_never_as_full(adjoint: str) -> None:
+    torch._dynamo.reset()
+    model, graphs = Tagger(rit.LSTM(5, 7), adjoint=adjoint), []
+    parameters, tokens = dict(model.named_parameters()), torch.randint(0, 11, (9, 3))
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    found = {}
+    for run in (torch.compile(model, backend=backend), model):
+        torch.manual_seed(4)
+        found[run] = gradients(run(tokens), parameters)
+    assert_close(*found.values())
+    assert len(graphs) == 2
+    assert not any("ritornello" in target for graph in graphs for target in targets(graph))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="such an adjoint is no node of a graph"):
+        torch.compile(model, fullgraph=True, backend="eager")(tokens)
+
+
+def test_an_adjoint_stands_in_the_way_of_no_graph_without_gradients() -> None:
+    model, tokens = Tagger(rit.LSTM(5, 7), adjoint="truncated:2,3"), torch.randint(0, 11, (9, 3))
+    with torch.no_grad():
+        exported = torch.export.export(model, (tokens,))
+        assert_close(exported.module()(tokens), model(tokens))
+        torch._dynamo.reset()
+        assert_close(torch.compile(model, fullgraph=True, backend="eager")(tokens), model(tokens))
+    with pytest.raises(ArgumentError, match=r"^adjoint='truncated:2,3' is no node of a graph: export under"):
+        torch.export.export(model, (tokens,), strict=False)
 
 
 def test_compiled_by_inductor() -> None:

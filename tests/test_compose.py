@@ -209,6 +209,7 @@ def test_of_makes_the_usual_stack() -> None:
         dropout=0.5,
         batch_first=True,
         learn_initial=True,
+        adjoint="truncated:2,3",
         executor="reference",
     )
     kinds = [type(layer) for layer in stack.layers]
@@ -219,7 +220,7 @@ def test_of_makes_the_usual_stack() -> None:
     assert [unfold.cell.reset for unfold in unfolds] == ["before"] * 6
     assert [unfold.input_size for unfold in unfolds] == [3, 3, 8, 8, 8, 8]
     assert all(unfold.batch_first and unfold.executor == "reference" for unfold in unfolds)
-    assert all(unfold.initial is not None for unfold in unfolds)
+    assert all(unfold.initial is not None and unfold.adjoint == rit.Truncated(2, 3) for unfold in unfolds)
     assert len({id(parameter) for parameter in stack.parameters()}) == 6 * 5
     assert [type(layer) for layer in Stack.of(rit.LSTM, 4, 4, layers=2, residual=True).layers] == [Residual, Residual]
     assert [type(layer) for layer in Stack.of(rit.LSTM, 4, 4).layers] == [rit.Unfold]

@@ -28,6 +28,7 @@ SHORTER = {  # what takes minutes on the page, and what the test runs in its pla
     r"(rit train lm --train FILE.txt --out \S+)$": rf"\1 {SMALL}",
     r"python benchmarks/(parity.py) .*": rf"{sys.executable} {ROOT}/benchmarks/\1 --text FILE.txt --steps 12 --seeds 1",
     r"rit bench --torch.*": "rit bench --help",
+    r"python benchmarks/(adjoints.py) .*": rf"{sys.executable} {ROOT}/benchmarks/\1 --time 50 --hidden 8 --rounds 1",
     r"python benchmarks/(memory.py) .*": rf"{sys.executable} {ROOT}/benchmarks/\1 --gigabytes 0.002 --steps 4",
 }
 

@@ -43,6 +43,13 @@ def test_an_lstm_reads_like_its_equations() -> None:
     )
 
 
+def test_an_unfolding_tells_its_adjoint() -> None:
+    assert explained(rit.Unfold(rit.LSTM(3, 4))).endswith("\nadjoint: full: keeps what every step computed.\n")
+    text = explained(rit.Unfold(rit.LSTM(3, 4), adjoint="truncated:20,40"))
+    assert text.endswith("\nadjoint: truncated:20,40: losses reach back a bounded number of steps.\n")
+    assert "adjoint" not in explained(rit.LSTM(3, 4))
+
+
 def test_a_product_with_a_part_of_a_parameter_shows_which() -> None:
     assert "@ U.weight[8:12, 0:4].T" in explained(rit.GRU(3, 4, reset="before"))
 

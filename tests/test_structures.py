@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ritornello.errors import ArgumentError
-from ritornello.structures import Schedule, chain, forest
+from ritornello.structures import Schedule, chain, forest, row_entries, row_levels, row_sources, segments
 
 
 class Batch(NamedTuple):
@@ -245,3 +245,44 @@ def test_schedules_live_on_the_cpu_whatever_the_default_device(reverse: bool) ->
 def test_what_is_no_tree(batch: list[list[int]], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         forest(batch)
+
+
+def walked(schedule: Schedule, states: list[str], names: list[str]) -> tuple[list[str], list[str]]:
+    """Each row's history as a text, from those that its predecessors have; and the last ones, sequence by sequence."""
+    table = ["", *(states[sequence] for sequence in entries(schedule))]
+    for row, source in enumerate(row_sources(schedule).tolist()):
+        table.append(f"{table[source]} {names[row]}")
+    rows = table[schedule.first_row :]
+    if schedule.last is None:
+        last = rows[schedule.rows - schedule.entries :] if schedule.levels else table[1:]
+    else:
+        last = [table[row] for row in schedule.last.tolist()]
+    return rows, last
+
+
+def check_segments(schedule: Schedule, size: int) -> None:
+    names = [str(row) for row in range(schedule.rows)]
+    states = [f"entry {sequence}" for sequence in range(schedule.entries)]
+    whole, last = walked(schedule, states, names)
+    found: list[str] = []
+    for part in segments(schedule, size):
+        assert len(part.levels) <= size
+        rows, states = walked(part, states, names[len(found) :])
+        found += rows
+    assert (found, states) == (whole, last)
+
+
+@given(batches(), st.integers(1, 7))
+def test_segments_walked_one_after_the_other_are_the_whole(batch: Batch, size: int) -> None:
+    schedule = batch.schedule()
+    check_segments(schedule, size)
+    levels = [number for number, level in enumerate(schedule.levels) for _ in range(level.stop - level.start)]
+    assert row_levels(schedule).tolist() == levels
+    sequences = [entries(schedule)[entry] for entry in row_entries(schedule).tolist()]
+    assert sequences == [position % batch.batch for position in positions(schedule)]
+
+
+@given(st.lists(st.integers(1, 5), max_size=4), st.integers(1, 6))
+def test_trees_without_branches_have_segments_too(lengths: list[int], size: int) -> None:
+    schedule = forest([[*range(1, length), -1] for length in lengths])
+    check_segments(schedule, size)

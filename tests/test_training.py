@@ -37,7 +37,7 @@ from ritornello.training import Display, TrainingConfig, files, loop
 from ritornello.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from ritornello.training.config import from_json
 from ritornello.training.files import read_tensors
-from ritornello.training.optimise import learning_rate, make_optimiser
+from ritornello.training.optimise import clip, learning_rate, make_optimiser
 from ritornello.training.run import Run
 
 TIMES = ("seconds", "epoch_seconds", "tokens_per_second")
@@ -319,6 +319,28 @@ class TestClipping:
         before = model.weight.detach().clone()
         fit(Slope([3.0, -4.0]), model, run, steps=1, lr=1.0, **options)
         assert_close((before - model.weight)[0], torch.tensor(moved))
+
+
+@pytest.mark.parametrize(
+    ("groups", "scales"),
+    [("all", (0.1, 0.1, 0.1)), ("group", (84**-0.5, 84**-0.5, 0.25)), ("tensor", (20**-0.5, 0.125, 0.25))],
+)
+def test_each_group_is_clipped_by_its_own_norm(groups, scales):
+    """Two matrices with gradients of norm √20 and 8, a vector with one of norm 4: 10 together."""
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 16, bias=False))
+    config = TrainingConfig(steps=1, clip_norm=1.0, clip_groups=groups)
+    gradients = (torch.ones(4, 5), torch.ones(16, 4), torch.full((4,), 2.0))
+    parameters = (model[0].weight, model[1].weight, model[0].bias)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    clip(make_optimiser(model, config), config)
+    for parameter, gradient, scale in zip(parameters, gradients, scales, strict=True):
+        assert_close(parameter.grad, gradient * scale)
+
+
+def test_groups_to_clip_that_there_are_not():
+    with pytest.raises(ArgumentError, match=r"^Unknown clip_groups 'tensors': did you mean tensor\? Known: all, group"):
+        TrainingConfig(clip_groups="tensors")
 
 
 class Clock:

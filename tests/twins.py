@@ -81,6 +81,46 @@ def chain_twin(
     )
 
 
+def truncated_twin(
+    cell: Cell,
+    x: Tensor,
+    initial: Any,
+    given: Any,
+    k1: int,
+    k2: int,
+    lengths: Sequence[int] | None = None,
+    resets: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Any, Any]:
+    """`chain_twin`, whose losses reach back to k2 steps before the end of their window of k1: each window by itself.
+
+    A window is computed from the step where it begins to reach, from a detached state; only its own steps are kept.
+    """
+    time, batch = x.shape[:2]
+    columns, lasts = [], []
+    for b in range(batch):
+        length = time if lengths is None else lengths[b]
+        walk = list(reversed(range(length)) if reverse else range(length))
+        marks = [False] * time if resets is None else resets[:, b].tolist()
+        fresh = [number > 0 and marks[t + 1] if reverse else marks[t] for number, t in enumerate(walk)]
+        past = [cell.State(*(field[b : b + 1] for field in given))]  # before each step, and after the last
+        states = {}
+        for end in range(k1, length + k1, k1):
+            reach = max(0, end - k2)
+            state = past[reach] if reach == 0 else cell.State(*(field.detach() for field in past[reach]))
+            for number in range(reach, min(end, length)):
+                state = cell(x[walk[number], b : b + 1], initial if fresh[number] else state)
+                if number >= end - k1:
+                    states[walk[number]] = state
+                    past.append(state)
+        columns.append([states.get(t) for t in range(time)])
+        lasts.append(past[-1])
+    fields = range(len(cell.State._fields))
+    return cell.State(*(_grid(columns, field, initial, time) for field in fields)), cell.State(
+        *(torch.cat([initial[field][:0], *(state[field] for state in lasts)]) for field in fields)
+    )
+
+
 def _grid(columns: list[list[Any]], field: int, initial: Any, time: int) -> Tensor:
     zero = torch.zeros_like(initial[field])
     grid = [

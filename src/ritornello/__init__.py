@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ritornello import cells, data, engine, errors, executors, models, nn, program, structures, tasks, training
     from ritornello.cells import GRU, LSTM, Cell, Elman, total
-    from ritornello.engine import Unfold, explain
+    from ritornello.engine import Randomized, Truncated, Unfold, explain
     from ritornello.tasks import load
 
 _HOMES = {
@@ -21,6 +21,8 @@ _HOMES = {
     "Elman": "cells",
     "GRU": "cells",
     "LSTM": "cells",
+    "Randomized": "engine",
+    "Truncated": "engine",
     "Unfold": "engine",
     "explain": "engine",
     "load": "tasks",
@@ -36,6 +38,8 @@ __all__ = [
     "LSTM",
     "Cell",
     "Elman",
+    "Randomized",
+    "Truncated",
     "Unfold",
     "__version__",
     "cells",

@@ -21,7 +21,7 @@ def explain(cell: nn.Module, file: TextIO | None = None) -> None:
     """Prints what becomes of a cell: its program, what left the loop, what is kept, its cost, its executor and why.
 
     Args:
-        cell: a cell, a module like one, or an `Unfold`.
+        cell: a cell, a module like one, or an `Unfold`, whose adjoint is told too.
         file: where to print; standard output by default.
 
     Raises:
@@ -42,6 +42,7 @@ def explain(cell: nn.Module, file: TextIO | None = None) -> None:
         <BLANKLINE>
         forward: 56 flops a row in products, 43% of them before the loop, ...
     """
+    adjoint = cell.adjoint if isinstance(cell, Unfold) else None
     if isinstance(cell, Unfold):
         cell = cell.cell
     if not isinstance(cell, nn.Module):
@@ -49,6 +50,8 @@ def explain(cell: nn.Module, file: TextIO | None = None) -> None:
     if not isinstance(cell, Cell):
         cell = Adapted(cell)
     print(_explained(cell), file=file or sys.stdout)
+    if adjoint is not None:
+        print(f"adjoint: {adjoint}: {adjoint.gist}", file=file or sys.stdout)
 
 
 def _explained(cell: Cell) -> str:

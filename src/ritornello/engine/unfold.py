@@ -11,17 +11,16 @@ from torch import Tensor, nn
 from ritornello.cells.adapt import Adapted
 from ritornello.cells.cell import Cell
 from ritornello.engine import door
+from ritornello.engine.adjoint import PLAIN, Adjoint, Full, check_trees, settle_adjoint
 from ritornello.engine.op import Captured, capture, captured_values, new_seed, remember
 from ritornello.engine.op import unfold as unfold_op
-from ritornello.errors import ArgumentError, nearest
+from ritornello.errors import ArgumentError
 from ritornello.executors import EXECUTORS, Request, Result, check_name, choose
 from ritornello.executors.cpu import CpuExecutor, unfit
 from ritornello.executors.run import TYPES, inside, machine_type
 from ritornello.executors.stepper import Stepper
 from ritornello.program import lookup
 from ritornello.structures import Schedule, forest, from_rows, to_rows
-
-ADJOINTS = ("full", "checkpointed")
 
 
 class Unfold(nn.Module):
@@ -39,9 +38,11 @@ class Unfold(nn.Module):
         batch_first: x and the outputs are (batch, time, features) instead of (time, batch, features). The state has no
             time axis and is (batch, size) either way.
         learn_initial: the initial state, read where a sequence begins, is a parameter (at first zero) instead of zero.
-        adjoint: how gradients go back through time: "full" (default) keeps what every step computed; "checkpointed"
-            keeps O(√T) states beyond inputs and outputs and computes the steps between once more, in at most 1.4 times
-            the time.
+        adjoint: how gradients go back through time (docs/bptt.md): "full" (default) keeps what every step computed;
+            "checkpointed" keeps O(√T) states beyond inputs and outputs and computes the steps between once more, in at
+            most 1.4 times the time; `Truncated(k1, k2)` and `Randomized(p)`, or their texts "truncated:20,40" and
+            "randomized:0.05"; "forward" carries derivatives forwards, for small cells. The last three know chains only,
+            and in a graph that torch.compile captures they break it.
         executor: "auto" (default) or an executor's name.
 
     Raises:
@@ -67,7 +68,7 @@ class Unfold(nn.Module):
         reverse: bool = False,
         batch_first: bool = False,
         learn_initial: bool = False,
-        adjoint: str = "full",
+        adjoint: str | Adjoint = "full",
         executor: str = "auto",
     ) -> None:
         super().__init__()
@@ -75,20 +76,27 @@ class Unfold(nn.Module):
             raise ArgumentError(f"Unfold takes a ritornello.Cell or a module like one, not {type(cell).__name__}.")
         if not isinstance(cell, Cell):
             cell = Adapted(cell, input_size, state_sizes)
-        if adjoint not in ADJOINTS:
-            raise ArgumentError(f"Unknown adjoint {adjoint!r}: {nearest(adjoint, ADJOINTS)}.")
         check_name(executor)
         self.cell: Cell = cell
         self._number = remember(cell)
         self.reverse = reverse
         self.batch_first = batch_first
-        self.adjoint = adjoint
+        self._adjoint = settle_adjoint(adjoint)
         self.executor = executor
         self.initial = nn.ParameterList(torch.zeros(1, size) for size in cell.state_sizes) if learn_initial else None
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
         self._number = remember(self.cell)  # a copy has a cell of its own
+
+    @property
+    def adjoint(self) -> Adjoint:
+        """How gradients go back through time; set, it may be a text."""
+        return self._adjoint
+
+    @adjoint.setter
+    def adjoint(self, adjoint: str | Adjoint) -> None:
+        self._adjoint = settle_adjoint(adjoint)
 
     @property
     def input_size(self) -> int:
@@ -127,6 +135,13 @@ class Unfold(nn.Module):
             last: `State` with fields (batch, size): each sequence's state after its own last step (its first, with
                 `reverse`); the state it entered with where it has no steps.
         """
+        if torch.compiler.is_compiling() and torch.is_grad_enabled() and not isinstance(self.adjoint, PLAIN):
+            if not torch.compiler.is_dynamo_compiling():
+                raise ArgumentError(
+                    f"adjoint={str(self.adjoint)!r} is no node of a graph: export under torch.no_grad()."
+                )
+            eager = torch._dynamo.disable(self.forward)  # such an adjoint is no node of a graph: it runs between two
+            return eager(x, state, lengths=lengths, resets=resets, all_states=all_states)
         x, layout = door.settle_input(self.cell, x, self.batch_first)
         captured = self._captured(x) if torch.compiler.is_compiling() else None
         if captured is not None:
@@ -202,7 +217,8 @@ class Unfold(nn.Module):
         lengths = None if lengths is None else torch.as_tensor(lengths, device="cpu")
         if resets is not None:
             resets = resets.unsqueeze(1) if not layout.batched else resets.T if layout.batch_first else resets
-        way = (captured.program, self.reverse, machine_type(x), torch.is_grad_enabled())
+        keeps = torch.is_grad_enabled() and isinstance(self.adjoint, Full)
+        way = (captured.program, self.reverse, machine_type(x), keeps)
         chains = (lengths, resets, new_seed(captured), *way)
         found = unfold_op(x, list(entry), list(blank), values, *chains)
         steps = [self._laid_out(field, layout) for field in found[: captured.fields]]
@@ -240,6 +256,7 @@ class Unfold(nn.Module):
             raise ArgumentError(
                 "Unfold(reverse=True) walks chains backwards; trees are walked from leaves to roots only."
             )
+        check_trees(self.adjoint, self.cell)
         schedule = forest(trees)
         x = door.settle_nodes(self.cell, x, schedule.rows)
         blank = self._blank(x)
@@ -252,8 +269,8 @@ class Unfold(nn.Module):
         if schedule.entry is not None:
             where = schedule.entry.to(x.device)
             entry = self.cell.State(*(field[where] for field in entry))
-        request = Request(self.cell, to_rows(x, schedule), entry, blank, schedule, all_states, self.adjoint)
-        return choose(self.executor, request).run(request)
+        request = Request(self.cell, to_rows(x, schedule), entry, blank, schedule, all_states)
+        return self.adjoint.unfold(request, lambda request: choose(self.executor, request).run(request))
 
     def _blank(self, x: Tensor) -> Any:
         """The initial state, one row."""
@@ -263,4 +280,5 @@ class Unfold(nn.Module):
 
     def extra_repr(self) -> str:
         flags = [f"{name}=True" for name in ("reverse", "batch_first") if getattr(self, name)]
-        return ", ".join(flags + (["learn_initial=True"] if self.initial is not None else []))
+        flags += ["learn_initial=True"] if self.initial is not None else []
+        return ", ".join(flags if self.adjoint == Full() else [*flags, f"adjoint={str(self.adjoint)!r}"])

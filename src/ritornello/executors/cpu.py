@@ -69,10 +69,12 @@ class CpuExecutor:
         return plan if isinstance(plan, str) else None
 
     def run(self, request: Request) -> Result:
-        plan = request.found[self.name]
+        plan, x = request.found[self.name], request.x
         schedule, fields = request.schedule, len(request.entry)
+        if request.damping is not None:
+            plan, x = plan.damped, torch.cat([x, request.damping], -1)
         rows = fields if request.every_field else 1
-        states = [request.x, *request.entry, *request.blank]
+        states = [x, *request.entry, *request.blank]
         compiled = plan.compiled(Wants(False, False, (False,) * fields))
         if torch.is_grad_enabled():
             asked = any(tensor.requires_grad for tensor in states) or any(
@@ -80,10 +82,10 @@ class CpuExecutor:
             )
             if asked:
                 douts = tuple(field < rows for field in range(fields))
-                compiled = plan.compiled(Wants(True, request.x.requires_grad, douts))
-        values = compiled.parameter_values(request.cell, request.x.dtype)
-        kind, checkpointed = type(request.entry), request.adjoint == "checkpointed" and compiled.wants.gradients
-        run = Run(compiled, schedule, machine_type(request.x), plan.seed(), kind, rows, checkpointed)
+                compiled = plan.compiled(Wants(True, x.requires_grad, douts))
+        values = compiled.parameter_values(request.cell, x.dtype)
+        kind, checkpointed = type(request.entry), request.checkpointed and compiled.wants.gradients
+        run = Run(compiled, schedule, machine_type(x), plan.seed(), kind, rows, checkpointed)
         if compiled.wants.gradients:
             found = Unfolding.apply(run, *states, *values)
         else:

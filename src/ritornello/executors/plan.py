@@ -16,6 +16,7 @@ from ritornello.program import (
     Untraceable,
     Value,
     Wants,
+    damp,
     derive,
     encode,
     lookup,
@@ -51,6 +52,11 @@ class Plan:
     def joint(self) -> Joint:
         """The program with its adjoint."""
         return derive(self.program)
+
+    @cached_property
+    def damped(self) -> Plan:
+        """For an x with a last column more, by which what goes back to a row's predecessor is multiplied."""
+        return Plan(damp(self.program))
 
     def compiled(self, wants: Wants) -> Compiled:
         """The code for a kind of run, made when it is first asked for."""

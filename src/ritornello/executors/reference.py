@@ -6,16 +6,20 @@ Any device, any dtype, differentiable as often as the cell is. Every other execu
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ritornello.cells.adapt import name_of
 from ritornello.cells.cell import Cell, meaning_of_total, over_predecessors
 from ritornello.errors import CellError
 from ritornello.executors.request import Request, Result
-from ritornello.structures.schedule import Level
+from ritornello.program import damped
+from ritornello.structures import Level, is_chain, segments
 
 
 class ReferenceExecutor:
@@ -24,19 +28,46 @@ class ReferenceExecutor:
     name = "reference"
 
     def supports(self, request: Request) -> str | None:
-        if request.adjoint != "full":
-            return f"adjoint={request.adjoint!r} is the cpu executor's"
+        if request.checkpointed and not is_chain(request.schedule):
+            return "checkpoints are kept along chains only"
+        if request.checkpointed and torch._C._are_functorch_transforms_active():
+            return "no checkpoints are kept under a torch.func transformation"
         return None
 
     def run(self, request: Request) -> Result:
+        if request.checkpointed and torch.is_grad_enabled() and request.schedule.levels:
+            return _run_in_segments(request)
         schedule, cell = request.schedule, request.cell
         table = _Table(request)
-        inputs = request.x.split([level.stop - level.start for level in schedule.levels])
-        for level, x in zip(schedule.levels, inputs, strict=True):
-            new = _chain_step(cell, x, level, table) if isinstance(level.source, int) else _step(cell, x, level, table)
+        sizes = [level.stop - level.start for level in schedule.levels]
+        damping = [None] * len(sizes) if request.damping is None else request.damping.split(sizes)
+        for level, x, factors in zip(schedule.levels, request.x.split(sizes), damping, strict=True):
+            if isinstance(level.source, int):
+                new = _chain_step(cell, x, table.consecutive(level.source, len(x)), factors)
+            else:
+                new = _step(cell, x, table.gather(level.source), factors)
             table.append(level, new)
         fields = range(len(request.entry) if request.every_field else 1)
         return Result(tuple(table.rows(field) for field in fields), table.last())
+
+
+def _run_in_segments(request: Request) -> Result:
+    """Each segment anew in the backward pass, from the states that it began with: no others are kept."""
+    state, where = request.entry, request.schedule.entry
+    parts = segments(request.schedule)
+    sizes = [part.rows for part in parts]
+    damping = [None] * len(sizes) if request.damping is None else request.damping.split(sizes)
+    found = []
+    for part, x, factors in zip(parts, request.x.split(sizes), damping, strict=True):
+        asked = replace(request, schedule=part, entry=state, checkpointed=False, damping=factors)
+        rows, last = checkpoint(partial(_run_on, asked), x, use_reentrant=False)
+        found.append(rows)
+        state = last if where is None else type(last)(*(field[where.to(field.device)] for field in last))
+    return Result(tuple(torch.cat(field) for field in zip(*found, strict=True)), last)
+
+
+def _run_on(request: Request, x: Tensor) -> Result:
+    return ReferenceExecutor().run(replace(request, x=x))
 
 
 class _Table:
@@ -85,18 +116,17 @@ class _Table:
         return self.pieces[-1] if last is None else self.gather(last)
 
 
-def _chain_step(cell: Cell, x: Tensor, level: Level, table: _Table) -> Any:
-    assert isinstance(level.source, int)
-    return _checked(cell, cell(x, table.consecutive(level.source, len(x))), table.request.entry, (len(x),))
+def _chain_step(cell: Cell, x: Tensor, state: Any, damping: Tensor | None) -> Any:
+    before = state if damping is None else type(state)(*(damped(field, damping) for field in state))
+    return _checked(cell, cell(x, before), state, (len(x),))
 
 
-def _step(cell: Cell, x: Tensor, level: Level, table: _Table) -> Any:
+def _step(cell: Cell, x: Tensor, state: Any, damping: Tensor | None) -> Any:
     """One level of rows with any number of predecessors, on an axis of their own."""
-    assert isinstance(level.source, Tensor)
-    state = table.gather(level.source)
-    if level.source.shape[1] == 1:  # as on a chain: `total` is the identity
-        state = table.kind(*(field.squeeze(1) for field in state))
-        return _checked(cell, cell(x, state), table.request.entry, (len(x),))
+    predecessors = state[0].shape[1]
+    if predecessors == 1:  # as on a chain: `total` is the identity
+        return _chain_step(cell, x, type(state)(*(field.squeeze(1) for field in state)), damping)
+    assert damping is None, "trees are not damped"
     try:
         with meaning_of_total(over_predecessors):
             new = cell(x.unsqueeze(1), state)
@@ -104,11 +134,11 @@ def _step(cell: Cell, x: Tensor, level: Level, table: _Table) -> Any:
         raise
     except RuntimeError as error:
         raise CellError(
-            f"{name_of(cell)} cannot run over {level.source.shape[1]} predecessors ({error}); "
+            f"{name_of(cell)} cannot run over {predecessors} predecessors ({error}); "
             f"to run it over trees, sum over predecessors with ritornello.total(...)."
         ) from error
-    new = _checked(cell, new, table.request.entry, (len(x), 1), predecessors=level.source.shape[1])
-    return table.kind(*(field.squeeze(1) for field in new))
+    new = _checked(cell, new, state, (len(x), 1), predecessors)
+    return type(state)(*(field.squeeze(1) for field in new))
 
 
 def _checked(cell: Cell, new: Any, entry: Any, rows: tuple[int, ...], predecessors: int = 1) -> Any:

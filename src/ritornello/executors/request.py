@@ -21,8 +21,9 @@ class Request:
         entry: the states that sequences enter with, fields (schedule.entries, size), in the order of entries.
         blank: the state a row without predecessors reads after a reset, fields (1, size).
         schedule: the levels to walk.
-        adjoint: "full", or "checkpointed": keep O(√T) states, and compute the rest once more in the backward pass.
         every_field: answer with the rows of all fields of the state, not of the output alone.
+        checkpointed: keep O(√T) states, and compute the rest once more in the backward pass.
+        damping: (schedule.rows, 1): factors of what goes back from each row to its predecessor; None: 1 everywhere.
         found: what an executor found out when it was asked whether it supports the request, for when it runs it.
     """
 
@@ -32,7 +33,8 @@ class Request:
     blank: Any
     schedule: Schedule
     every_field: bool = False
-    adjoint: str = "full"
+    checkpointed: bool = False
+    damping: Tensor | None = None
     found: dict[str, Any] = field(default_factory=dict, compare=False)
 
 

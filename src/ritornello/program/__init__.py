@@ -3,7 +3,8 @@
 from ritornello.program.derive import Joint, derive
 from ritornello.program.interpret import interpret, parameters
 from ritornello.program.lower import MOST_FIELDS, Code, Wants, encode, lower
-from ritornello.program.passes import simplify, unroll
+from ritornello.program.ops import damped
+from ritornello.program.passes import damp, simplify, unroll
 from ritornello.program.program import Builder, Node, Program, Value, prune
 from ritornello.program.random import philox
 from ritornello.program.trace import Untraceable, lookup, trace
@@ -18,6 +19,8 @@ __all__ = [
     "Untraceable",
     "Value",
     "Wants",
+    "damp",
+    "damped",
     "derive",
     "encode",
     "interpret",

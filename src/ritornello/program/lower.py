@@ -29,6 +29,7 @@ from ritornello.program.save import choose_saved
 BEFORE, LOOP, BACK, AFTER = range(4)
 ROUTINES = ("before", "loop", "back", "after")
 CONST, TEMP, SCRATCH, FRAME, X, DX = range(6)
+PARTS = ("slice", "damped")  # ops whose result lies within their first argument
 ALIGN = 16  # elements: a cache line of single precision
 MOST_FIELDS, MOST_TERMS = 16, 64  # as in src/csrc/code.h; terms of one product
 
@@ -246,7 +247,9 @@ class _Lowering:
         roots, waiting = [], [value]
         while waiting:
             each = waiting.pop()
-            if self.nodes[each].op in ("slice", "cat"):
+            if self.nodes[each].op in PARTS:
+                waiting.append(self.nodes[each].args[0])
+            elif self.nodes[each].op == "cat":
                 waiting += self.nodes[each].args[::-1]
             else:
                 roots.append(each)
@@ -321,8 +324,8 @@ class _Lowering:
         return self._computed(value, routine)
 
     def _is_part(self, value: Value, routine: int) -> bool:
-        """Whether a slice lies within what it is cut from, and not saved apart."""
-        return self.nodes[value].op == "slice" and not (value in self.saved and routine >= BACK)
+        """Whether it lies within its first argument, and is not saved apart."""
+        return self.nodes[value].op in PARTS and not (value in self.saved and routine >= BACK)
 
     def _remembered(self, value: Value) -> _View:
         """A row's gradient as AFTER finds it: what rows that follow handed on lies elsewhere by then."""
@@ -338,7 +341,7 @@ class _Lowering:
 
     def _part(self, node: Node, routine: int) -> _View:
         view = self.view(node.args[0], routine)
-        return _View(view.slot, view.offset + node.attributes[0], node.size)
+        return _View(view.slot, view.offset + (node.attributes[0] if node.op == "slice" else 0), node.size)
 
     def _home(self, value: Value, routine: int) -> int:
         """The routine that computes a value which another one reads: it itself, if that is drawn or computed again."""
@@ -380,7 +383,7 @@ class _Lowering:
                 self._copy(routine, _View(out.slot, out.offset + at, self.nodes[arg].size), part)
                 at += self.nodes[arg].size
             return out
-        if node.op == "slice":  # saved apart from the rest
+        if node.op in PARTS:  # saved apart from the rest
             source = self._part(node, routine)
             out = self._out(value, routine)
             self._copy(routine, out, source)
@@ -515,7 +518,7 @@ class _Lowering:
         """Computes values into spaces: in place where that is where they are made, copied where they lie elsewhere."""
         copied = []
         for value, space in zip(values, spaces, strict=True):
-            made_here = self.stages[value] == routine and self.nodes[value].op not in ("slice", "gradient")
+            made_here = self.stages[value] == routine and self.nodes[value].op not in (*PARTS, "gradient")
             if made_here and (value, routine) not in self.targets:
                 self.targets[value, routine] = space
             else:

@@ -146,11 +146,19 @@ def _max_back(b: Builder, d: Value, x: Value, y: Value) -> Value:
     return b.mul(winners, b.div(d, b.sum(winners)))
 
 
-# Layout. `total` sums over predecessors; unrolling a program to a number of predecessors removes it.
+# Layout. `total` sums over predecessors; unrolling a program to a number of predecessors removes it. `damped` is its
+# first argument, whose gradient is multiplied by the second.
 _op("slice", LAYOUT, lambda x, start, size: x[..., start : start + size])
 _op("cat", LAYOUT, lambda *x: torch.cat(x, -1))
 _op("expand", LAYOUT, lambda x, size: x.expand(*x.shape[:-1], size), lambda b, d, x, y: [b.sum(d)])
 _op("total", LAYOUT, lambda x: x)
+_op("damped", LAYOUT, lambda x, factor: damped(x, factor), lambda b, d, x, y: [b.mul(d, x[1]), None])
+
+
+def damped(x: Tensor, factor: Tensor) -> Tensor:
+    """x as it is; its gradient is multiplied by the factor on its way back."""
+    return torch.lerp(x.detach(), x, factor)
+
 
 # Products. `affine` is start + Σᵢ vᵢ Wᵢᵀ over windows Wᵢ of parameters (see Term); `outer` all products of two rows.
 _op("affine", PRODUCT, lambda *args: _affine(*args))

@@ -74,6 +74,22 @@ def _sum(b: Builder, values: Sequence[Value]) -> Value:
     return total
 
 
+def damp(program: Program) -> Program:
+    """The same, but what goes back from a row to its predecessors' states is multiplied by a factor: x's new last
+    column. Forwards it is never read."""
+    size = program.inputs
+
+    def rule(b: Builder, node: Node, args: tuple[Value, ...]) -> Value | None:
+        if node.op not in ("x", "state"):
+            return None
+        x = b.leaf("x", (), (size + 1,), INPUT)
+        return (
+            b.slice(x, 0, size) if node.op == "x" else b.apply("damped", copy_node(b, node, args), b.slice(x, size, 1))
+        )
+
+    return rewrite(program, rule)._replace(inputs=size + 1)
+
+
 def split(program: Program) -> Program:
     """A sum or product that is read in slices only becomes one for each slice, so that each can go its own way."""
     readers = users(program.nodes)

@@ -144,7 +144,7 @@ class Builder:
         elif op in ("outer_right", "outer_left"):
             size = sizes[0] // sizes[1]
         else:
-            assert op == "total", op
+            assert op in ("total", "damped"), op
             size = sizes[0]
         return self._add(Node(op, args, (), (size,), self._rate(args)))
 

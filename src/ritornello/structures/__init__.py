@@ -2,6 +2,19 @@
 
 from ritornello.structures.chain import chain
 from ritornello.structures.schedule import Level, Schedule, from_rows, to_rows
+from ritornello.structures.segment import is_chain, row_entries, row_levels, row_sources, segments
 from ritornello.structures.tree import forest
 
-__all__ = ["Level", "Schedule", "chain", "forest", "from_rows", "to_rows"]
+__all__ = [
+    "Level",
+    "Schedule",
+    "chain",
+    "forest",
+    "from_rows",
+    "is_chain",
+    "row_entries",
+    "row_levels",
+    "row_sources",
+    "segments",
+    "to_rows",
+]

@@ -10,6 +10,7 @@ from ritornello.errors import ArgumentError, RunError, nearest
 
 OPTIMISERS = ("adamw", "adam", "rmsprop", "sgd")
 SCHEDULES = ("cosine", "constant", "plateau")
+CLIP_GROUPS = ("all", "group", "tensor")
 PRECISIONS = ("float32", "bfloat16")
 DEFAULT_MINUTES = 3.0
 MOST_THREADS = 1024
@@ -38,7 +39,9 @@ class TrainingConfig:
         schedule: cosine (to zero at the end of the budget), constant, or plateau (halved when two evaluations in a row
             bring no better loss).
         warmup: updates over which the rate rises from 0.
-        clip_norm: the largest norm of all gradients together (Pascanu et al. 2013); 0 does not clip.
+        clip_norm: the largest norm of gradients (Pascanu et al. 2013); 0 does not clip.
+        clip_groups: what that norm is of: all gradients together, each group of the optimiser (matrices, vectors), or
+            each tensor; each is clipped by its own.
         clip_value: the largest absolute value of a gradient's component; 0 does not clip.
         evaluations: how often the validation part is scored in the course of the budget.
         patience: stop after this many evaluations in a row without a better loss; 0 never does.
@@ -69,6 +72,7 @@ class TrainingConfig:
     schedule: str = "cosine"
     warmup: int = 50
     clip_norm: float = 1.0
+    clip_groups: str = "all"
     clip_value: float = 0.0
     evaluations: int = 10
     patience: int = 0
@@ -79,7 +83,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name, legal in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        for name, legal in (
+            ("optimiser", OPTIMISERS),
+            ("schedule", SCHEDULES),
+            ("clip_groups", CLIP_GROUPS),
+            ("precision", PRECISIONS),
+        ):
             value = getattr(self, name)
             if value not in legal:
                 raise ArgumentError(f"Unknown {name} {value!r}: {nearest(str(value), legal)}.")

@@ -115,7 +115,7 @@ def train(
             update_loss /= update_tokens
             check_finite(update_loss, progress)
             average_gradients(model, update_tokens)
-            clip(model.parameters(), config)
+            clip(optimiser, config)
             optimiser.step()
 
             progress.step += 1

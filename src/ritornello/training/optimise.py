@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -62,10 +61,13 @@ def average_gradients(model: nn.Module, tokens: int) -> None:
             parameter.grad.div_(tokens)
 
 
-def clip(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> None:
-    """Clips gradients by value, then by the norm of all together."""
-    parameters = list(parameters)
+def clip(optimiser: torch.optim.Optimizer, config: TrainingConfig) -> None:
+    """Clips gradients by value, then by norm: of all together, of each of the optimiser's groups, or of each tensor."""
+    groups = [group["params"] for group in optimiser.param_groups]
+    together = [parameter for group in groups for parameter in group]
     if config.clip_value:
-        nn.utils.clip_grad_value_(parameters, config.clip_value)
+        nn.utils.clip_grad_value_(together, config.clip_value)
     if config.clip_norm:
-        nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        clipped = {"all": [together], "group": groups, "tensor": [[parameter] for parameter in together]}
+        for group in clipped[config.clip_groups]:
+            nn.utils.clip_grad_norm_(group, config.clip_norm)
