@@ -324,7 +324,7 @@ def test_what_unfoldings_are_told_goes_through_compositions() -> None:
         unfolds = [part for part in make().modules() if isinstance(part, rit.Unfold)]
         assert unfolds
         for unfold in unfolds:
-            assert (unfold.adjoint, unfold.executor, unfold.batch_first) == ("checkpointed", "cpu", True)
+            assert (str(unfold.adjoint), unfold.executor, unfold.batch_first) == ("checkpointed", "cpu", True)
             assert unfold.initial is not None
     assert [part.reverse for part in unfolds] == [True, True]
 
