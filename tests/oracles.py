@@ -99,12 +99,12 @@ def additive(p: Parameters, x: Array, h: Array, c: Array) -> Fields:
 
 def groups(p: Parameters, x: Array, h: Array, clock: Array, periods: Sequence[int]) -> Fields:
     """Koutník et al. (2014): W_H is block upper triangular, and only the rows of groups that are due are computed."""
-    size = len(h) // len(periods)
-    full = np.zeros((len(h), len(h)))
-    for g in range(len(periods)):
-        full[g * size : (g + 1) * size, g * size :] = p[f"U.{g}.weight"]
+    periods = periods[: len(h)]
+    full, due = np.zeros((len(h), len(h))), np.zeros(len(h), bool)
+    for g, units in enumerate(np.array_split(np.arange(len(h)), len(periods))):
+        full[units, units[0] :] = p[f"U.{g}.weight"]
+        due[units] = clock[g] == 0
     a = tanh(p["W.weight"] @ x + full @ h + p["W.bias"])
-    due = np.repeat(clock == 0, size)
     return np.where(due, a, h), (clock - 1) % np.array(periods)
 
 
@@ -367,6 +367,7 @@ ORACLES: dict[str, Oracle] = {
     "additive": summed(additive),
     "groups": one(groups, periods=(1, 2)),
     "groups-others": one(groups, periods=(2, 3)),
+    "groups-uneven": one(groups, periods=(1, 2, 3)),
     "lstm": each(lstm),
     "lstm-1997": summed(lstm_1997),
     "peephole": one(peephole),

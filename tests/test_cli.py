@@ -462,7 +462,7 @@ class TestMistakes:
             (["--train", "hollow"], "hollow: this folder holds no file"),
             (["--train", "-"], "stdin.txt: this file is empty"),
             (["--valid", "empty.txt"], "empty.txt: this file is empty"),
-            (["--cell", "lsmt"], "Unknown cell 'lsmt': did you mean lstm? Known: elman, gru, lstm"),
+            (["--cell", "lsmt"], "Unknown cell 'lsmt': did you mean lstm or slstm? Known: additive, "),
             (["--cell", "nowhere.py:Cell"], "Cannot import 'nowhere.py': there is no such file"),
             (["--cell", "nowhere:Cell"], "Cannot import 'nowhere': ModuleNotFoundError: No module named 'nowhere'"),
             (["--cell", "broken.py:Cell"], "Cannot import 'broken.py': SyntaxError"),
@@ -665,4 +665,4 @@ class TestPython:
     def test_info_without_a_run_tells_what_is_installed(self, succeeds):
         said = succeeds("info")
         assert torch.__version__ in said
-        assert "elman, gru, lstm" in said
+        assert "additive, coupled, deep, elman" in said

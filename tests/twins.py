@@ -177,6 +177,7 @@ VARIANTS: dict[str, Callable[[int, int], Cell]] = {
     "leaky-alike": partial(Leaky, leak=0.2),
     "groups": partial(GroupedRNN, periods=(1, 2)),
     "groups-others": partial(GroupedRNN, periods=(2, 3)),
+    "groups-uneven": partial(GroupedRNN, periods=(1, 2, 3)),
     "peephole-matrices": partial(PeepholeLSTM, peephole="matrices"),
     "projected-wider": partial(ProjectedLSTM, output_size=5),
     "gru-write": partial(GRU, update="write"),
