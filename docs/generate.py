@@ -1,19 +1,23 @@
-"""Writes the support table, as the executors tell it, between the README's marks, and the computed pictures."""
+"""Writes what is generated: the support tables, as the executors tell it, between the pages' marks; computed pictures."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 import ritornello as rit
 from ritornello.cells import CELLS
-from ritornello.errors import CellError
-from ritornello.executors import EXECUTORS, Request
+from ritornello.engine import unfold as engine
+from ritornello.errors import ArgumentError, CellError
+from ritornello.executors import EXECUTORS, Request, choose
 from ritornello.structures import chain, forest
 
 README = Path(__file__).parent.parent / "README.md"
+SUPPORT = Path(__file__).parent / "support.md"
 PICTURES = Path(__file__).parent / "pictures"
 STRUCTURES = {
     "chain": chain(3, 2),
@@ -49,8 +53,79 @@ def _runs(name: str, request: Request) -> bool:
         return False  # a cell for chains, over a tree
 
 
-def with_table(text: str) -> str:
-    return re.sub(r"(<!-- support -->\n).*?(<!-- /support -->)", rf"\1{support_table()}\n\2", text, flags=re.S)
+def with_table(text: str, table: Callable[[], str] = support_table) -> str:
+    return re.sub(r"(<!-- support -->\n).*?(<!-- /support -->)", rf"\1{table()}\n\2", text, flags=re.S)
+
+
+# What the engine calls in a graph of its own.
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ADJOINTS = ("full", "checkpointed", "truncated:2,2", "randomized:0.1", "forward")
+WALKS = {
+    "chain": {},
+    "reversed": {"reverse": True},
+    "ragged": {"lengths": [3, 1]},
+    "resets": {"resets": torch.tensor([[False, False], [True, False], [False, True]])},
+    "tree": None,
+}
+Outcome = tuple[str, str]  # the executor, or "no"; and the reason why it is not the first
+
+
+def outcome(kind: Callable[[int, int], rit.Cell], walk: dict | None, dtype: torch.dtype, adjoint: str) -> Outcome:
+    """Who runs a cell so, forward and backward."""
+    torch.manual_seed(0)
+    cell = kind(2, 4).to(dtype)
+    found: list[Outcome] = []
+
+    def watched(name: str, request: Request):
+        chosen = choose(name, request)
+        reasons = [why for each in EXECUTORS.values() if each is not chosen and (why := each.supports(request))]
+        found.append((chosen.name, reasons[0] if reasons else ""))
+        return chosen
+
+    options = dict(walk or {})
+    unfold = rit.Unfold(cell, adjoint=adjoint, reverse=options.pop("reverse", False))
+    x = torch.randn(3, 2, 2).to(dtype) if walk is not None else torch.randn(3, 2).to(dtype)
+    try:
+        with mock.patch.object(engine, "choose", watched):
+            outputs = unfold(x, **options)[0] if walk is not None else unfold.over([[2, 2, -1]], x)[0]
+        outputs.float().sum().backward()
+    except CellError:
+        return "no", "it is written for chains: it does not sum over predecessors with `ritornello.total`"
+    except ArgumentError as error:
+        return "no", str(error).replace(type(cell).__name__, "it").replace("2,2", "…").replace("0.1", "…")
+    return found[-1]
+
+
+def every_outcome() -> str:
+    """A table for all cells that are alike: structures × adjoints; dtypes where they matter; reasons below."""
+    alike: dict[tuple, list[str]] = {}
+    for name, kind in CELLS.items():
+        key = tuple(
+            outcome(kind, walk, dtype, adjoint) for walk in WALKS.values() for adjoint in ADJOINTS for dtype in DTYPES
+        )
+        alike.setdefault(key, []).append(name)
+    parts = []
+    for key, names in alike.items():
+        reasons: dict[str, int] = {}
+        rows = [f"| {' | '.join(['', *(a.partition(':')[0] for a in ADJOINTS)])} |", "|---" * (len(ADJOINTS) + 1) + "|"]
+        for at, structure in enumerate(WALKS):
+            row = key[at * len(ADJOINTS) * len(DTYPES) :]
+            entries = [_entry(row[k * len(DTYPES) : (k + 1) * len(DTYPES)], reasons) for k in range(len(ADJOINTS))]
+            rows.append(f"| {structure} | {' | '.join(entries)} |")
+        notes = [f"{number}. {reason.rstrip('.')}." for reason, number in reasons.items()]
+        parts.append("\n".join([f"{', '.join(f'`{name}`' for name in names)}:", "", *rows, "", *notes]))
+    return "\n\n".join(parts)
+
+
+def _entry(outcomes: tuple[Outcome, ...], reasons: dict[str, int]) -> str:
+    """One entry of the table: who runs it, each with the dtypes if they differ, and the number of the reason."""
+    words: dict[str, list[str]] = {}
+    for dtype, (name, reason) in zip(DTYPES, outcomes, strict=True):
+        mark = f" ({reasons.setdefault(reason, len(reasons) + 1)})" if reason else ""
+        words.setdefault(name + mark, []).append(str(dtype)[6:])
+    if len(words) == 1:
+        return next(iter(words))
+    return "; ".join(f"{', '.join(dtypes)}: {word}" for word, dtypes in words.items())
 
 
 def distant_gradients(adjoint, steps: int = 60, sequences: int = 400) -> torch.Tensor:
@@ -97,4 +172,5 @@ def gradient_picture() -> str:
 
 if __name__ == "__main__":
     README.write_text(with_table(README.read_text("utf-8")), "utf-8")
+    SUPPORT.write_text(with_table(SUPPORT.read_text("utf-8"), every_outcome), "utf-8")
     (PICTURES / "gradients.svg").write_text(gradient_picture(), "utf-8")
