@@ -1,4 +1,4 @@
-"""Writes what is generated: the support tables, as the executors tell it, between the pages' marks; computed pictures."""
+"""Writes what is generated: support tables between the pages' marks, as the executors tell them; computed pictures."""
 
 from __future__ import annotations
 
