@@ -28,11 +28,12 @@ from ritornello.bench import (
 )
 from ritornello.bench.check import Mismatch, Oracle
 from ritornello.bench.clock import Times, interleave
-from ritornello.bench.contenders import CELL, LOOP, NN, OURS, SCAN, Answer, make_case
+from ritornello.bench.contenders import CELL, LOOP, NN, OURS, PLAIN, SCAN, Answer, make_case
 from ritornello.bench.goals import judge
 from ritornello.bench.report import Report
 from ritornello.bench.roster import ROSTER, entries
 from ritornello.bench.sections import BOTH, FORWARD, Row, weights_read
+from ritornello.bench.suite import run
 from ritornello.cells import Cell
 from ritornello.cli import main
 
@@ -372,13 +373,14 @@ class TestCommand:
 
 
 LENGTHS = [None, torch.tensor([3, 7, 1, 7])]
+KNOWN = {**ROSTER, **{name: rit.cells.CELLS[name] for name in ("min-gru", "min-lstm", "rg-lru", "sru")}}
 
 
 class TestContenders:
     @pytest.mark.parametrize("lengths", LENGTHS, ids=["dense", "ragged"])
-    @pytest.mark.parametrize("name", ROSTER)
+    @pytest.mark.parametrize("name", KNOWN)
     def test_all_agree_with_the_cell_called_by_hand(self, name, lengths):
-        case = make_case(ROSTER[name], (7, 4, 5), lengths=lengths, dtype=torch.float64)
+        case = make_case(KNOWN[name], (7, 4, 5), lengths=lengths, dtype=torch.float64)
         assert steps.step_of(case.cell) is not None
         state, by_hand = case.cell.zero_state(4, case.x), []
         for x in case.x:
@@ -392,16 +394,16 @@ class TestContenders:
         oracle = Oracle(case)
         assert set(oracle.answer.gradients) == {"x", *gradients}
         oracle.agree("by hand", Answer(by_hand.detach(), gradients))
-        for contender in (contenders.ours(case), contenders.torch_nn(case)):
+        for contender in (contenders.ours(case), contenders.torch_nn(case), contenders.loop(case, plain=True)):
             if contender is not None:
                 oracle.agree(contender.name, contender.answer(contender.both()))
                 oracle.agree(contender.name, Answer(contender.outputs(contender.forward()), {}))
 
     @pytest.mark.parametrize("lengths", LENGTHS, ids=["dense", "ragged"])
-    @pytest.mark.parametrize("name", ROSTER)
+    @pytest.mark.parametrize("name", KNOWN)
     def test_lax_scan_agrees(self, name, lengths):
         pytest.importorskip("jax")
-        case = make_case(ROSTER[name], (7, 4, 5), lengths=lengths)
+        case = make_case(KNOWN[name], (7, 4, 5), lengths=lengths)
         contender = scan.lax_scan(case, torch.get_num_threads())
         oracle = Oracle(case)
         assert set(contender.answer(contender.both()).gradients) == set(oracle.answer.gradients)
@@ -414,6 +416,12 @@ class TestContenders:
         oracle = Oracle(make_case(ROSTER[name], (50, 50, 128), dtype=torch.bfloat16), backward=False)
         exact, found = oracle.finer.answer.outputs, oracle.answer.outputs
         oracle.agree("it", Answer(exact + 3 * (exact - found), {}))
+
+    @pytest.mark.parametrize(
+        "name", ["gru(update=write)", "gru(bias=False)", "peephole(peephole=matrices)", "sru(peephole=True)", "deep"]
+    )
+    def test_other_equations_have_no_careful_step(self, name):
+        assert steps.step_of(entries([name])[0].make(3, 3)) is None
 
     def test_torch_has_three_of_them(self):
         modules = {name: contenders.module_of(make(3, 3)) for name, make in ROSTER.items()}
@@ -533,7 +541,7 @@ def row(cell, shape, section="dense", ceiling=100.0, per_token=None, **ms):
     """A row of forward + backward: ritornello takes 1 ms and does 90 GFLOP/s."""
     found = Row(section, shape, cell, BOTH, shape[0] * shape[1], 9e7, 0.95, "cpu", {}, {}, per_token=per_token)
     found.times = {OURS: {"best_ms": 1.0, "gflops": 90.0}, "ceiling": {"best_ms": 1.0, "gflops": ceiling}}
-    names = {"nn": NN, "loop": LOOP, "scan": SCAN}
+    names = {"nn": NN, "loop": LOOP, "plain": PLAIN, "scan": SCAN}
     found.times |= {names[name]: {"best_ms": each, "gflops": 1.0} for name, each in ms.items()}
     return found
 
@@ -587,7 +595,7 @@ class TestGoals:
 
     @pytest.mark.parametrize(("ratio", "holds"), [(19, False), (20, True)])
     def test_linear_cells(self, ratio, holds):
-        rows = [row("sru", (10_000, 4, 128), "long", loop=ratio), row("lru", (10_000, 4, 128), "long", loop=30)]
+        rows = [row("sru", (10_000, 4, 128), "long", plain=ratio), row("lru", (10_000, 4, 128), "long", plain=30)]
         (judged,) = [goal for goal in judge(rows, [], [], [], 120.0) if "linear" in goal.name]
         assert judged.holds == holds
 
@@ -630,3 +638,16 @@ def test_a_machine_that_is_not_quiet_is_told(least, quiet, capsys):
     said = capsys.readouterr().out
     assert f"between {least} and 100.0 GFLOP/s" in said
     assert ("no quiet machine" in said) != quiet
+
+
+def test_the_long_section_takes_cells_that_are_linear_beside_both_loops(capsys):
+    others = {"shapes": (), "ragged": None, "first_call": False, "streaming": 0, "scan": False}
+    asked = settings.Settings(cells=("gru", "sru", "lru"), long=(20, 2, 4), seconds=0.001, **others)
+    with Report() as report:
+        found = run(asked, report)
+    times = {(row["cell"], row["what"]): set(row["times"]) - {"ceiling"} for row in found["rows"]}
+    passes = ("forward", BOTH)
+    assert times == {("sru", what): {OURS, PLAIN, LOOP} for what in passes} | {
+        ("lru", what): {OURS, PLAIN} for what in passes
+    }
+    assert "T 20, B 2, H 4" in capsys.readouterr().out

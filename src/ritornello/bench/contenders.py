@@ -16,12 +16,13 @@ from ritornello.bench.steps import TORCH, before, step_of
 from ritornello.cells import Cell
 from ritornello.engine import Unfold
 
-OURS, DENSE, NN, PADDED, LOOP, SCAN, CELL = (
+OURS, DENSE, NN, PADDED, LOOP, PLAIN, SCAN, CELL = (
     "ritornello",
     "ritornello dense",
     "torch.nn",
     "torch.nn padded",
     "loop",
+    "plain loop",
     "lax.scan",
     "the cell",
 )
@@ -151,16 +152,20 @@ def ours(case: Case, name: str = OURS) -> Contender:
     return in_torch(name, case, lambda x: unfold(x, lengths=case.lengths)[0], dict(case.cell.named_parameters()))
 
 
-def loop(case: Case) -> Contender:
-    """A loop in Python; over the rows that are still active where sequences end early."""
+def loop(case: Case, plain: bool = False) -> Contender:
+    """A loop in Python; over the rows that are still active where sequences end early.
+
+    Args:
+        plain: call the cell at each step, also where a careful person would do more before the loop.
+    """
     cell = case.cell
     parameters = dict(cell.named_parameters())
-    write = step_of(cell)
+    write = None if plain else step_of(cell)
 
     def careful(x: Tensor, sizes: list[int]) -> list[Tensor]:
         assert write is not None
         step = write(TORCH, parameters)
-        return walk(before(TORCH, parameters, x).split(sizes), step)
+        return walk(before(TORCH, parameters, x, cell).split(sizes), step)
 
     def called(x: Tensor, sizes: list[int]) -> list[Tensor]:
         return walk(x.split(sizes), lambda x, s: cell(x, cell.State(*s)))
@@ -185,7 +190,8 @@ def loop(case: Case) -> Contender:
         rows = torch.cat(run(packed.data, packed.batch_sizes.tolist()))
         return pad_packed_sequence(packed._replace(data=rows), total_length=time)[0]
 
-    return in_torch(LOOP, case, call, parameters, note="" if write is not None else "calls the cell at each step")
+    note = "" if write is not None or plain else "calls the cell at each step"
+    return in_torch(PLAIN if plain else LOOP, case, call, parameters, note=note)
 
 
 def torch_nn(case: Case, packed: bool = True) -> Contender | None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ritornello.bench.contenders import CELL, DENSE, LOOP, NN, OURS, PADDED, SCAN
+from ritornello.bench.contenders import CELL, DENSE, LOOP, NN, OURS, PADDED, PLAIN, SCAN
 from ritornello.bench.first_call import PHASES
 from ritornello.bench.goals import Goal
 from ritornello.bench.sections import Row
@@ -85,7 +85,9 @@ class Report:
         table = _table(title)
         table.add_column("cell", min_width=14)
         table.add_column("pass", min_width=16)
-        others = [NN, PADDED, LOOP, SCAN] if ragged else [NN, LOOP, SCAN]
+        others = {"ragged": [NN, PADDED, LOOP, SCAN], "long": [PLAIN, LOOP, SCAN]}.get(
+            rows[0].section, [NN, LOOP, SCAN]
+        )
         titles = {NN: "packed nn" if ragged else NN, PADDED: "padded nn"}
         for head in ("ms", "median", "GFLOP/s", "ceiling"):
             table.add_column(head, justify="right", min_width=8)

@@ -58,6 +58,8 @@ def operations(jax: Any) -> SimpleNamespace:
         sigmoid=jax.nn.sigmoid,
         tanh=np.tanh,
         exp=np.exp,
+        expm1=np.expm1,
+        sqrt=np.sqrt,
         rsqrt=jax.lax.rsqrt,
         softplus=jax.nn.softplus,
         linear=lambda x, weight, bias=None: x @ weight.T if bias is None else x @ weight.T + bias,
@@ -99,7 +101,7 @@ def lax_scan(case: Case, threads: int) -> Contender | None:
             return new, new[0]
 
         start = tuple(np.zeros((batch, size), x.dtype) for size in sizes)
-        outputs = jax.lax.scan(body, start, before(o, w, x))[1]
+        outputs = jax.lax.scan(body, start, before(o, w, x, case.cell))[1]
         if lengths is None:
             return outputs
         return np.where((np.arange(steps)[:, None] < lengths)[:, :, None], outputs, 0)

@@ -20,6 +20,7 @@ from ritornello.bench.contenders import (
     NN,
     OURS,
     PADDED,
+    PLAIN,
     SCAN,
     Answer,
     Case,
@@ -32,6 +33,7 @@ from ritornello.bench.contenders import (
 from ritornello.bench.first_call import first_calls
 from ritornello.bench.roster import Entry
 from ritornello.bench.settings import DTYPES, Settings, Shape
+from ritornello.bench.steps import step_of
 from ritornello.bench.stream import WALKERS
 from ritornello.cells import Cell
 from ritornello.executors import EXECUTORS, Request, choose
@@ -91,7 +93,7 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        ratios = {name: self.ratio(name) for name in (NN, PADDED, LOOP, SCAN)}
+        ratios = {name: self.ratio(name) for name in (NN, PADDED, LOOP, PLAIN, SCAN)}
         return {**vars(self), "share": self.share, "ratios": ratios}
 
 
@@ -177,7 +179,7 @@ def _measure(
     make = partial(make_case, entry.make, shape, executor=settings.executor, seed=settings.seed)
     case = make(lengths=lengths, dtype=DTYPES[settings.dtype])
     executor, why = _executor(case)
-    contenders = _contenders(case, settings)
+    contenders = _contenders(case, settings, section)
     differences = verify(case, contenders)
     notes = {c.name: c.note for c in contenders if c.note} | ({OURS: why} if why else {})
     compiled = next((c.compile_s for c in contenders if c.compile_s is not None), None)
@@ -204,9 +206,12 @@ def _measure(
         yield row
 
 
-def _contenders(case: Case, settings: Settings) -> list[Contender]:
+def _contenders(case: Case, settings: Settings, section: str) -> list[Contender]:
     """All that can run the case, ritornello first."""
-    found: list[Contender | None] = [ours(case), torch_nn(case), loop(case)]
+    found: list[Contender | None] = [ours(case), torch_nn(case)]
+    found += (
+        [loop(case, plain=True), *([loop(case)] if step_of(case.cell) else [])] if section == "long" else [loop(case)]
+    )
     if case.lengths is not None:
         found += [ours(replace(case, lengths=None), DENSE), torch_nn(case, packed=False)]
     if settings.scan and scan.version():

@@ -24,6 +24,8 @@ TORCH = SimpleNamespace(
     sigmoid=torch.sigmoid,
     tanh=torch.tanh,
     exp=torch.exp,
+    expm1=torch.expm1,
+    sqrt=torch.sqrt,
     rsqrt=torch.rsqrt,
     softplus=F.softplus,
     linear=F.linear,
@@ -35,10 +37,13 @@ TORCH = SimpleNamespace(
 )
 
 
-def before(o: Any, w: dict[str, Any], x: Any) -> Any:
+def before(o: Any, w: dict[str, Any], x: Any, cell: Any) -> Any:
     """What of a step needs no state, for all rows at once."""
     p = o.linear(x, w["W.weight"], w.get("W.bias"))
-    return o.norm(p, w["norm_x.weight"], w["norm_x.bias"]) if "norm_x.weight" in w else p
+    if "norm_x.weight" in w:
+        p = o.norm(p, w["norm_x.weight"], w["norm_x.bias"])
+    gates = GATES.get(type(cell))
+    return p if gates is None else o.concatenate(gates(o, w, p, x), -1)
 
 
 def elman(o: Any, w: dict[str, Any]) -> Step:
@@ -153,6 +158,47 @@ def ferry(o: Any, w: dict[str, Any]) -> Step:
     return step
 
 
+def min_gru_gates(o: Any, w: dict[str, Any], p: Any, x: Any) -> list[Any]:
+    z, n = o.chunk(p, 2)
+    z = o.sigmoid(z)
+    return [1 - z, z * n]
+
+
+def min_lstm_gates(o: Any, w: dict[str, Any], p: Any, x: Any) -> list[Any]:
+    f, i, n = o.chunk(p, 3)
+    kept = o.sigmoid(o.softplus(-i) - o.softplus(-f))
+    return [kept, (1 - kept) * n]
+
+
+def rg_lru_gates(o: Any, w: dict[str, Any], p: Any, x: Any) -> list[Any]:
+    r, i, n = o.chunk(p, 3)
+    log_a = -8 * o.softplus(w["Lambda"]) * o.sigmoid(r)
+    return [o.exp(log_a), o.sqrt(-o.expm1(2 * log_a)) * (o.sigmoid(i) * n)]
+
+
+def sru_gates(o: Any, w: dict[str, Any], p: Any, x: Any) -> list[Any]:
+    n, f, r = o.chunk(p, 3)
+    f, r = o.sigmoid(f), o.sigmoid(r)
+    return [f, (1 - f) * n, r, (1 - r) * x]
+
+
+def scan(o: Any, w: dict[str, Any]) -> Step:
+    def step(p: Any, s: tuple) -> tuple:
+        a, b = o.chunk(p, 2)
+        return (a * s[0] + b,)
+
+    return step
+
+
+def sru(o: Any, w: dict[str, Any]) -> Step:
+    def step(p: Any, s: tuple) -> tuple:
+        f, b, r, past = o.chunk(p, 4)
+        c = f * s[1] + b
+        return r * c + past, c
+
+    return step
+
+
 def step_of(cell: Any) -> Callable[[Any, dict[str, Any]], Step] | None:
     """The careful step of a cell; None for one that is not known here, whose loop calls the cell itself."""
     if type(cell) is cells.GRU:
@@ -161,6 +207,8 @@ def step_of(cell: Any) -> Callable[[Any, dict[str, Any]], Step] | None:
     if type(cell) is cells.Elman and cell.nonlinearity != "tanh":
         return None
     if type(cell) is cells.PeepholeLSTM and cell.peephole != "vectors":
+        return None
+    if type(cell) is cells.SRU and (cell.v is not None or len(cell.gates) != 3):
         return None
     return STEPS.get(type(cell))
 
@@ -173,4 +221,14 @@ STEPS: dict[type, Callable[[Any, dict[str, Any]], Step]] = {
     cells.CoupledLSTM: coupled,
     cells.MultiplicativeLSTM: multiplicative,
     Ferry: ferry,
+    cells.MinGRU: scan,
+    cells.MinLSTM: scan,
+    cells.RGLRU: scan,
+    cells.SRU: sru,
+}
+GATES: dict[type, Callable[..., list[Any]]] = {
+    cells.MinGRU: min_gru_gates,
+    cells.MinLSTM: min_lstm_gates,
+    cells.RGLRU: rg_lru_gates,
+    cells.SRU: sru_gates,
 }
