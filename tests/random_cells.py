@@ -572,6 +572,7 @@ class Problem(NamedTuple):
         state: "" for zeros, "given", or "learnt".
         read: what the loss reads: "both" the outputs and the last state, or one of them.
         frozen: which parameters need no gradient, by number; -1: x.
+        adjoint: of the unfolding.
     """
 
     recipe: Recipe
@@ -585,6 +586,7 @@ class Problem(NamedTuple):
     read: str
     frozen: tuple[int, ...]
     seed: int
+    adjoint: str = "full"
 
     @property
     def kind(self) -> str:
@@ -605,7 +607,8 @@ def draw_problem(source: random.Random, recipe: Recipe) -> Problem:
     read = ("both", "both", "outputs", "last")[source.randint(0, 3)]
     frozen = tuple(k for k in range(-1, len(recipe.parameters)) if source.randint(0, 6) == 6)
     flags = [source.randint(0, 1) == 1 for _ in range(2)]
-    return Problem(recipe, time, batch, lengths, marks, flags[0], state, flags[1], read, frozen, source.randint(0, 999))
+    seed, adjoint = source.randint(0, 999), ("full", "full", "truncated:1,1", "truncated:2,2")[source.randint(0, 3)]
+    return Problem(recipe, time, batch, lengths, marks, flags[0], state, flags[1], read, frozen, seed, adjoint)
 
 
 def recipes(**options: Any) -> st.SearchStrategy[Recipe]:
@@ -639,6 +642,7 @@ def setting(
         RandomCell(recipe, problem.seed).to(dtype),
         reverse=problem.reverse,
         learn_initial=problem.state == "learnt",
+        adjoint=problem.adjoint,
         executor=executor,
     ).to(dtype)
     generator = torch.Generator().manual_seed(problem.seed + 1)

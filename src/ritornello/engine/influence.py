@@ -1,7 +1,7 @@
 """Forward accumulation: the influence of what is asked for on each state is carried along with the state.
 
-Real-time recurrent learning (Williams & Zipser 1989): ∂h_t/∂w = ∂f/∂w + (∂f/∂h_{t-1}) ∂h_{t-1}/∂w. Legend: E entries,
-S numbers of a state, C columns: all numbers whose gradients are asked for.
+Real-time recurrent learning (Williams & Zipser 1989): ∂h_t/∂w = ∂f/∂w + (∂f/∂h_{t-1}) ∂h_{t-1}/∂w. The influence matrix
+is (sequences, numbers of the state, columns), a column for each number whose gradient is asked for.
 """
 
 from __future__ import annotations
