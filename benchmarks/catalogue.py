@@ -77,7 +77,7 @@ def updates(cell: str, hidden: int, minutes: float) -> int:
             logits = model(tokens[:-1])[0]
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[1:].flatten())
         loss.backward()
-        clip(model.parameters(), config)
+        clip(optimiser, config)
         optimiser.step()
         spent.append(time.perf_counter() - start)
     return int(60 * minutes / statistics.median(spent[2:]))
