@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -238,7 +239,8 @@ def perform(runs: list[Run], settings: Settings, steps: int, path: Path) -> None
     """Trains what is missing and adds a row of each to the file."""
     if steps < 1:
         raise ArgumentError(f"steps must be at least 1, not {steps}.")
-    for run in runs:  # a wrong name is told before the first hour, not after
+    path.open("a").close()  # a wrong name is told before the first hour, not after
+    for run in runs:
         run.network(TASKS[run.task](run.time), settings.units)
     todo, console = missing(runs, settings, steps, path), Console(stderr=True)
     console.print(f"{len(runs) - len(todo)} of {len(runs)} runs are in {path}", highlight=False)
@@ -261,7 +263,7 @@ def perform(runs: list[Run], settings: Settings, steps: int, path: Path) -> None
             console.print(f"{name}: {row['end']} at {row['steps']:,}, {score:.4f}, {seconds} s", highlight=False)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", nargs="+", default=list(TASKS))
     parser.add_argument("--time", type=int, nargs="+", help="adding's length, copying's delay; default: the usual ones")
@@ -276,7 +278,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("long_memory.jsonl"))
     parser.add_argument("--table", action="store_true", help="print the file's runs as Markdown")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the file's learning curves")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         if options.table or options.plot:
             places = {name: place for place, name in enumerate(CONTENDERS)}
@@ -298,9 +300,13 @@ def main() -> None:
                 cell, _, init = name.partition("+")
                 runs.append(Run(task, length, cell, init, seed))
         settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
-        perform(runs, settings, options.steps, options.out)
+        perform(list(dict.fromkeys(runs)), settings, options.steps, options.out)
     except (RitornelloError, OSError) as error:
-        raise SystemExit(f"long_memory: {error}") from None
+        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        print(f"long_memory: {what}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

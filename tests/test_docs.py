@@ -22,6 +22,8 @@ SHORTER = {  # what takes minutes on the page, and what the test runs in its pla
     r"--minutes \S+": SMALL,
     r"(rit train lm --train FILE.txt --out \S+)$": rf"\1 {SMALL}",
     r"python benchmarks/(parity.py) .*": rf"{sys.executable} {ROOT}/benchmarks/\1 --text FILE.txt --steps 12 --seeds 1",
+    r"python benchmarks/(long_memory.py) --task.*? (--out .*)": rf"{sys.executable} {ROOT}/benchmarks/\1 --task adding --time 10 --steps 12 "
+    rf"--units 8 \2",
     r"rit bench --torch.*": "rit bench --help",
     r"python benchmarks/(memory.py) .*": rf"{sys.executable} {ROOT}/benchmarks/\1 --gigabytes 0.002 --steps 4",
 }
