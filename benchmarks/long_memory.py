@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -196,21 +197,14 @@ def train(run: Run, settings: Settings, steps: int, watch: Callable[[int, float]
         watch(step, curve[-1][1])
         if step % settings.every == 0 or step == steps:
             found = score()
-            end = "steps" if found < float("inf") else "diverged"
-            if end == "steps":
-                curve.append((step, found))
-            if found < task.marks[1]:
-                end = "learnt"
+            if not math.isfinite(found):
+                end = "diverged"
+                break
+            curve.append((step, found))
+            end = "learnt" if found < task.marks[1] else end
     seconds = round(time.perf_counter() - began, 1)
-    told = {
-        "end": end,
-        "steps": step,
-        "seconds": seconds,
-        "baseline": task.baseline,
-        "marks": task.marks,
-        "curve": curve,
-    }
-    return {**asdict(run), **asdict(settings), **told}
+    told = {"end": end, "steps": step, "seconds": seconds, "baseline": task.baseline, "marks": task.marks}
+    return {**asdict(run), **asdict(settings), **told, "curve": curve}
 
 
 def read(path: Path) -> dict[Run, Row]:

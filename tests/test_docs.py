@@ -18,14 +18,15 @@ BLOCK = re.compile(r"^```(python|console)( file=(\S+))?\n(.*?)^```$", re.M | re.
 OTHERS = r"lightning|datasets|torch\.utils\.data"  # whose warnings are not for us to mend
 TEXT = "Once upon a time there was a small cell, and it went round and round. " * 40
 SMALL = "--steps 12 --hidden 16 --batch 4"
+SCRIPT = rf"{sys.executable} {ROOT}/benchmarks/\1"
 SHORTER = {  # what takes minutes on the page, and what the test runs in its place
     r"--minutes \S+": SMALL,
     r"(rit train lm --train FILE.txt --out \S+)$": rf"\1 {SMALL}",
-    r"python benchmarks/(parity.py) .*": rf"{sys.executable} {ROOT}/benchmarks/\1 --text FILE.txt --steps 12 --seeds 1",
-    r"python benchmarks/(long_memory.py) --task.*? (--out .*)": rf"{sys.executable} {ROOT}/benchmarks/\1 --task adding --time 10 --steps 12 "
-    rf"--units 8 \2",
+    r"python benchmarks/(parity.py) .*": rf"{SCRIPT} --text FILE.txt --steps 12 --seeds 1",
+    r"python benchmarks/(long_memory.py) --steps \S+": rf"{SCRIPT} --steps 12 --time 10 --units 8",
+    r"python benchmarks/(long_memory.py) --out": rf"{SCRIPT} --out",
     r"rit bench --torch.*": "rit bench --help",
-    r"python benchmarks/(memory.py) .*": rf"{sys.executable} {ROOT}/benchmarks/\1 --gigabytes 0.002 --steps 4",
+    r"python benchmarks/(memory.py) .*": rf"{SCRIPT} --gigabytes 0.002 --steps 4",
 }
 
 
