@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Generator, Tensor, nn
 
 from ritornello import Unfold
-from ritornello.cells import Cell, chrono_, find, forget_bias_, identity_, orthogonal_
+from ritornello.cells import Cell, chrono_, find, forget_bias_, orthogonal_
 from ritornello.data.synthetic import ADDING_BASELINE, BLANK, DELIMITER, adding, copying, copying_baseline
 from ritornello.errors import ArgumentError, RitornelloError, RunError, nearest
 
@@ -40,10 +41,10 @@ LEAST = 10  # steps of memory
 CONTENDERS = ("elman", "elman+orthogonal", "irnn", "lstm", "lstm+chrono", "gru", "gru+chrono")
 INITS: dict[str, Callable[[Cell, float], Cell]] = {  # of a cell, for dependencies of so many steps
     "orthogonal": lambda cell, longest: orthogonal_(cell),
-    "identity": lambda cell, longest: identity_(cell),
     "forget": lambda cell, longest: forget_bias_(cell),
     "chrono": chrono_,
 }
+Kind = TypeVar("Kind")
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": lambda parameters, lr: torch.optim.RMSprop(parameters, lr, alpha=0.9),
     "adam": torch.optim.Adam,
@@ -106,7 +107,7 @@ LENGTHS = {"adding": (200, 600), "copying": (100, 500)}
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a file share; `every` is the number of steps between two scores."""
+    """What all runs of a task in a file share; `every` is the number of steps between two scores."""
 
     units: int = 128
     batch: int = 50
@@ -143,10 +144,6 @@ class Run:
             raise ArgumentError(f"Unknown initialisation {self.init!r}: {nearest(self.init, INITS)}.")
         if self.seed < 1:
             raise ArgumentError(f"seed must be at least 1, not {self.seed}: 0 draws the test set.")
-
-    @classmethod
-    def of(cls, row: Row) -> Run:
-        return cls(**{field.name: row[field.name] for field in fields(cls)})
 
     @property
     def contender(self) -> str:
@@ -207,25 +204,30 @@ def train(run: Run, settings: Settings, steps: int, watch: Callable[[int, float]
     return {**asdict(run), **asdict(settings), **told, "curve": curve}
 
 
+def part(kind: type[Kind], row: Row) -> Kind:
+    """What a row, or the options, say of a run or of settings."""
+    return kind(**{field.name: row[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+
+
 def read(path: Path) -> dict[Run, Row]:
     """The rows of the file; of two of the same run the later, which had more steps."""
     rows = {}
     for number, line in enumerate(path.read_text("utf-8").splitlines() if path.exists() else [], 1):
         try:
             row = json.loads(line)
-            rows[Run.of(row)] = row
+            row["settings"] = part(Settings, row)
+            rows[part(Run, row)] = row
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path}, line {number}, is no run ({error!r}); delete that line.") from None
     return rows
 
 
 def missing(runs: list[Run], settings: Settings, steps: int, path: Path) -> list[Run]:
-    """The runs that the file does not answer."""
-    done = read(path)
-    for row in done.values():
-        for name, value in asdict(settings).items():
-            if row[name] != value:
-                raise RunError(f"{path} holds runs with {name} {row[name]}, not {value}; name another file by --out.")
+    """The runs that the file does not answer. Of each task, all that it holds must have been made alike."""
+    done, tasks = read(path), {run.task for run in runs}
+    for run, row in done.items():
+        if run.task in tasks and row["settings"] != settings:
+            raise RunError(f"{path} holds {run.task} by {row['settings']}, not {settings}; name another file by --out.")
     return [run for run in runs if run not in done or (done[run]["end"] == "steps" and done[run]["steps"] < steps)]
 
 
@@ -233,10 +235,10 @@ def perform(runs: list[Run], settings: Settings, steps: int, path: Path) -> None
     """Trains what is missing and adds a row of each to the file."""
     if steps < 1:
         raise ArgumentError(f"steps must be at least 1, not {steps}.")
-    path.open("a").close()  # a wrong name is told before the first hour, not after
-    for run in runs:
+    for run in runs:  # a wrong name is told before the first hour, not after
         run.network(TASKS[run.task](run.time), settings.units)
     todo, console = missing(runs, settings, steps, path), Console(stderr=True)
+    path.open("a").close()
     console.print(f"{len(runs) - len(todo)} of {len(runs)} runs are in {path}", highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
@@ -262,7 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--task", nargs="+", default=list(TASKS))
     parser.add_argument("--time", type=int, nargs="+", help="adding's length, copying's delay; default: the usual ones")
     parser.add_argument(
-        "--cell", nargs="+", default=CONTENDERS, metavar="NAME[+INIT]", help=f"INIT: {', '.join(INITS)}"
+        "--cell", nargs="+", default=CONTENDERS, metavar="NAME[+INIT]", help="INIT: " + ", ".join(INITS)
     )
     parser.add_argument("--seed", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, default=6000)
@@ -293,8 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
             for length, name in product(options.time or LENGTHS.get(task, [LEAST]), options.cell):
                 cell, _, init = name.partition("+")
                 runs.append(Run(task, length, cell, init, seed))
-        settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
-        perform(list(dict.fromkeys(runs)), settings, options.steps, options.out)
+        perform(list(dict.fromkeys(runs)), part(Settings, vars(options)), options.steps, options.out)
     except (RitornelloError, OSError) as error:
         what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         print(f"long_memory: {what}", file=sys.stderr)

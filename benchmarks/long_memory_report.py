@@ -86,12 +86,15 @@ def plot(rows: list[Row], path: Path) -> None:
         axes = figure.add_subplot(down, across, number)
         for name in contenders:
             for row in found.get(((task, length), name), []):
-                axes.plot(*zip(*row["curve"], strict=True), color=colours[name], linewidth=1.4)
-        for level, says in ((one["baseline"], "without memory"), (one["marks"][1], "learnt")):
+                ends = [len(row["curve"]) - 1] if row["end"] == "learnt" else []
+                (line,) = axes.plot(*zip(*row["curve"], strict=True), color=colours[name], linewidth=1.4)
+                line.set(marker="o", markersize=5, markevery=ends)
+        for level, says, where in ((one["baseline"], "without memory", 0.98), (one["marks"][1], "learnt", 0.1)):
             axes.axhline(level, color="0.5", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-            axes.annotate(says, (1, level), xycoords=("axes fraction", "data"), xytext=(-3, 2), fontsize=8, color="0.4",
-                          textcoords="offset points", horizontalalignment="right")  # fmt: skip
-        axes.set(title=f"{task}, T = {length}", yscale="log", xlabel="steps", xmargin=0.01)
+            axes.annotate(says, (where, level), (0, 5), ("axes fraction", "data"), "offset points", color="0.4",
+                          fontsize=8, horizontalalignment="right")  # fmt: skip
+        axes.set(title=f"{task}, T = {length}", yscale="log", xlabel="steps", xmargin=0.02)
+        axes.set_ylim(one["marks"][1] / 3, 3 * one["baseline"])  # it begins far above, and how far says nothing
         axes.set_ylabel("mean squared error" if task == "adding" else "cross-entropy")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.spines[["top", "right"]].set_visible(False)

@@ -12,7 +12,7 @@ from torch import Generator, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from long_memory import CONTENDERS, TASKS, Run, Settings, main, train
+from long_memory import TASKS, Run, Settings, main, train
 from long_memory_report import entry, mean, table
 
 TINY = ["--units", "8", "--batch", "4", "--every", "10"]
@@ -48,13 +48,13 @@ def test_end_to_end(tmp_path, capsys):
     longer = tiny(out, *one[:-1], "40")
     assert len(longer) == 6
     assert longer[-2]["curve"][:3] == rows[0]["curve"][:3], "a seed does not repeat"
-    assert len(tiny(out, "--time", "12", "--cell", *CONTENDERS, "--steps", "1")) == 6 + 14
+    assert len(tiny(out, "--time", "12", "--cell", "lstm+chrono", "irnn", "--steps", "1")) == 6 + 4
 
     capsys.readouterr()
     main(["--out", str(out), "--table", "--plot", str(drawn)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| | adding, T = 10 | adding, T = 12 | copying, T = 12 |"
-    assert [line.split("`")[1] for line in lines[2:-1]] == [*CONTENDERS, "gru(reset=before)+chrono"]
+    assert [line.split("`")[1] for line in lines[2:-1]] == ["elman", "irnn", "lstm+chrono", "gru(reset=before)+chrono"]
     assert "after 40 |" in lines[2]
     assert lines[-1] == "| without memory | 0.17 | 0.17 | 0.65 |"
     assert drawn.read_bytes().startswith(b"\x89PNG")
@@ -130,7 +130,7 @@ def test_entries_of_the_table():
         (["--out", "no/such/folder.jsonl", "--steps", "1"], "no/such/folder.jsonl: No such file or directory"),
         (["--table"], "holds no runs yet."),
         (["--out", "bad.jsonl"], "bad.jsonl, line 2, is no run"),
-        (["--out", "good.jsonl"], "good.jsonl holds runs with units 8, not 16; name another file by --out."),
+        (["--out", "good.jsonl"], "good.jsonl holds adding by Settings(units=8, batch=4"),
         (["--out", "good.jsonl", "--plot", "curves.xyz"], "Cannot draw curves.xyz"),
     ],
 )  # fmt: skip
