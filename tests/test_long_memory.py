@@ -12,8 +12,9 @@ from torch import Generator, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from long_memory import TASKS, Run, Settings, main, train
+from long_memory import main
 from long_memory_report import entry, mean, table
+from long_memory_runs import TASKS, Run, Settings, train
 
 TINY = ["--units", "8", "--batch", "4", "--every", "10"]
 
@@ -61,8 +62,18 @@ def test_end_to_end(tmp_path, capsys):
     assert rows_of(out)[0] == rows[0], "showing the file changed it"
 
 
+def test_each_task_has_a_rate_and_some_cells_their_own(tmp_path):
+    rows = tiny(tmp_path / "runs.jsonl", "--time", "10", "--cell", "elman(nonlinearity=relu)", "gru", "--steps", "1")
+    rates = {(row["task"], row["cell"][:3]): (row["optimiser"], row["lr"]) for row in rows}
+    assert rates["adding", "elm"] == rates["adding", "gru"] == ("adam", 0.002)
+    assert rates["copying", "elm"] == ("rmsprop", 0.001)
+    assert rates["copying", "gru"] == ("rmsprop", 0.005)
+    rows = tiny(tmp_path / "other.jsonl", "--time", "10", "--cell", "elman", "gru", "--steps", "1", "--lr", "0.01")
+    assert {row["lr"] for row in rows} == {0.01}
+
+
 def test_what_is_learnt_ends_a_run():
-    row = train(Run("adding", 10, "gru", "", 1), Settings(16, 50, "adam", 0.02, 1.0, 50), 2000, lambda *_: None)
+    row = train(Run("adding", 10, "gru", "", 1), Settings("adam", 0.02, 16, 50, 1.0, 50), 2000, lambda *_: None)
     assert (row["end"], row["steps"]) == ("learnt", row["curve"][-1][0])
     assert row["steps"] < 2000
     assert row["curve"][-1][1] < 0.01 < row["curve"][-2][1]
@@ -130,13 +141,13 @@ def test_entries_of_the_table():
         (["--out", "no/such/folder.jsonl", "--steps", "1"], "no/such/folder.jsonl: No such file or directory"),
         (["--table"], "holds no runs yet."),
         (["--out", "bad.jsonl"], "bad.jsonl, line 2, is no run"),
-        (["--out", "good.jsonl"], "good.jsonl holds adding by Settings(units=8, batch=4"),
+        (["--out", "good.jsonl"], "good.jsonl holds adding by elman, Settings(optimiser='adam', lr=0.002, units=8"),
         (["--out", "good.jsonl", "--plot", "curves.xyz"], "Cannot draw curves.xyz"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    good = json.dumps(train(Run("adding", 10, "elman", "", 1), Settings(8, 4), 1, lambda *_: None))
+    good = json.dumps(train(Run("adding", 10, "elman", "", 1), Settings("adam", 0.002, 8, 4), 1, lambda *_: None))
     Path("good.jsonl").write_text(good + "\n")
     Path("bad.jsonl").write_text(good + '\n{"task": "adding"}\n')
     with pytest.raises(SystemExit) as stopped:
