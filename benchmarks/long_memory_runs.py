@@ -102,7 +102,11 @@ class Settings:
 
 
 RECIPES = {"adding": Settings("adam", 0.002), "copying": Settings("rmsprop", 0.005)}
-LOWER = {("copying", "elman"): 0.001, ("copying", "irnn"): 0.001}  # rates of cells that the recipe's runs away with
+LOWER = {  # rates of cells that do not learn at the recipe's, or run away
+    ("adding", "irnn"): 0.0005,
+    ("copying", "elman"): 0.001,
+    ("copying", "irnn"): 0.001,
+}
 
 
 @dataclass(frozen=True)

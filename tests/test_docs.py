@@ -23,7 +23,7 @@ SHORTER = {  # what takes minutes on the page, and what the test runs in its pla
     r"--minutes \S+": SMALL,
     r"(rit train lm --train FILE.txt --out \S+)$": rf"\1 {SMALL}",
     r"python benchmarks/(parity.py) .*": rf"{SCRIPT} --text FILE.txt --steps 12 --seeds 1",
-    r"python benchmarks/(long_memory.py) --steps \S+": rf"{SCRIPT} --steps 12 --time 10 --units 8",
+    r"python benchmarks/(long_memory.py) --task (\S+) .* --out": rf"{SCRIPT} --task \2 --time 10 --steps 12 --out",
     r"python benchmarks/(long_memory.py) --out": rf"{SCRIPT} --out",
     r"rit bench --torch.*": "rit bench --help",
     r"python benchmarks/(memory.py) .*": rf"{SCRIPT} --gigabytes 0.002 --steps 4",
