@@ -34,7 +34,6 @@ from ritornello.training.optimise import clip, make_optimiser
 
 VOCABULARY, EMBEDDING, LAYERS, DROPOUT = 84, 64, 2, 0.1
 BATCH, WINDOW, RATES = 32, 64, (0.003, 0.01)
-QUIET = 8.0  # seconds of a trial
 COMMON = {"split": "80/10/10", "embedding": EMBEDDING, "layers": LAYERS, "dropout": DROPOUT, "batch": BATCH,
           "window": WINDOW, "threads": 1, "precision": "bfloat16", "tied": False}  # fmt: skip
 
@@ -61,8 +60,8 @@ def units(cell: str, parameters: int) -> int:
     return hidden
 
 
-def updates(cell: str, hidden: int, minutes: float) -> int:
-    """How many updates fit into the time on one thread: the median of what single ones take, in bfloat16."""
+def updates(cell: str, hidden: int, minutes: float, quiet: float) -> int:
+    """How many updates fit into the time on one thread, by the median of those done in `quiet` seconds, in bfloat16."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = TrainingConfig(steps=1, threads=1, precision="bfloat16")
@@ -70,7 +69,7 @@ def updates(cell: str, hidden: int, minutes: float) -> int:
     optimiser = make_optimiser(model, config)
     tokens = torch.randint(VOCABULARY, (WINDOW + 1, BATCH))
     spent, begin = [], time.perf_counter()
-    while len(spent) < 5 or time.perf_counter() - begin < QUIET:
+    while len(spent) < 5 or time.perf_counter() - begin < quiet:
         start = time.perf_counter()
         optimiser.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
@@ -114,12 +113,12 @@ class Results:
             file.write(json.dumps(row) + "\n")
 
 
-def measure(results: Results, cells: list[str], parameters: int, minutes: float, bar: Progress) -> None:
+def measure(results: Results, cells: list[str], parameters: int, minutes: float, quiet: float, bar: Progress) -> None:
     """How many units and updates each cell gets, one cell after the other."""
     left = [cell for cell in cells if not results.find(kind="plan", cell=cell)]
     for cell in bar.track(left, description="how fast is each"):
         hidden = units(cell, parameters)
-        steps = updates(cell, hidden, minutes)
+        steps = updates(cell, hidden, minutes, quiet)
         results.add(kind="plan", cell=cell, hidden=hidden, weights=weights(cell, hidden), steps=steps, minutes=minutes)
 
 
@@ -200,6 +199,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[1])
     parser.add_argument("--parameters", type=int, default=1_300_000)
     parser.add_argument("--minutes", type=float, default=10.0, help="of one core, for each run")
+    parser.add_argument("--quiet", type=float, default=8.0, help="seconds in which each cell's speed is measured")
     parser.add_argument("--trial", type=float, default=0.1, help="share of a run in which each rate is tried")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument("--table", action="store_true", help="print what has been found, and stop")
@@ -213,7 +213,7 @@ def main(words: list[str] | None = None) -> None:
             for cell in cells:
                 catalogue.find(cell)
             with Progress(disable=not sys.stderr.isatty()) as bar:
-                measure(results, cells, asked.parameters, asked.minutes, bar)
+                measure(results, cells, asked.parameters, asked.minutes, asked.quiet, bar)
                 train_all(results, asked.text, cells, asked.seeds, asked.workers, asked.trial, bar)
     except RitornelloError as error:
         sys.exit(f"catalogue: {error}")

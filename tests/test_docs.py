@@ -23,13 +23,20 @@ BLOCK = re.compile(r"^```(python|console)( file=(\S+))?\n(.*?)^```$", re.M | re.
 OTHERS = r"lightning|datasets|torch\.utils\.data"  # whose warnings are not for us to mend
 TEXT = "Once upon a time there was a small cell, and it went round and round. " * 40
 SMALL = "--steps 12 --hidden 16 --batch 4"
+SCRIPT = rf"{sys.executable} {ROOT}/benchmarks/\1"
 SHORTER = {  # what takes minutes on the page, and what the test runs in its place
     r"--minutes \S+": SMALL,
     r"(rit train lm --train FILE.txt --out \S+)$": rf"\1 {SMALL}",
-    r"python benchmarks/(parity.py) .*": rf"{sys.executable} {ROOT}/benchmarks/\1 --text FILE.txt --steps 12 --seeds 1",
+    r"python benchmarks/(parity.py) .*": rf"{SCRIPT} --text FILE.txt --steps 12 --seeds 1",
+    r"python benchmarks/(long_memory.py) --task (\S+) .* --out": rf"{SCRIPT} --task \2 --time 10 --steps 12 --out",
+    r"python benchmarks/(long_memory.py) --out": rf"{SCRIPT} --out",
     r"rit bench --torch.*": "rit bench --help",
-    r"python benchmarks/(adjoints.py) .*": rf"{sys.executable} {ROOT}/benchmarks/\1 --time 50 --hidden 8 --rounds 1",
-    r"python benchmarks/(memory.py) .*": rf"{sys.executable} {ROOT}/benchmarks/\1 --gigabytes 0.002 --steps 4",
+    r"python benchmarks/(adjoints.py) .*": rf"{SCRIPT} --time 50 --hidden 8 --rounds 1",
+    r"python benchmarks/(memory.py) .*": rf"{SCRIPT} --gigabytes 0.002 --steps 4",
+    r"python benchmarks/(catalogue.py) --out .*--text .*": rf"{SCRIPT} --out runs/cells --text FILE.txt --cell elman sru"
+    " --parameters 20000 --minutes 0.001 --trial 0.5 --quiet 0.1",
+    r"python benchmarks/(catalogue.py) --out \S+ --table": rf"{SCRIPT} --out runs/cells --table",
+    r"rit bench --all.*": "rit bench --help",
 }
 
 

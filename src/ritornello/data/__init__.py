@@ -1,1 +1,1 @@
-"""Data: text from files, tokenizers, and token files that are read in windows."""
+"""Data: text from files, tokenizers, token files that are read in windows, and tasks that are generated."""
