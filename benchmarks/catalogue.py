@@ -5,7 +5,7 @@
 
 A cell's units are chosen so that the whole model has `--parameters` weights. A quiet trial measures how many updates
 ten minutes hold, one cell after the other; then all train for as many, so that a machine that is busy meanwhile changes
-nothing. Of the learning rates each is tried for a tenth of that, and the better one is used. Rows go to
+nothing. Of the learning rates each is tried for a tenth of that, and the best one is used. Rows go to
 DIR/results.jsonl as they are found; what stands there is not done again.
 """
 
@@ -26,14 +26,14 @@ import torch
 from rich.progress import Progress
 
 from ritornello.cells import CELLS, catalogue
-from ritornello.errors import ArgumentError, RitornelloError
+from ritornello.errors import ArgumentError, RitornelloError, RunError
 from ritornello.models import LanguageModel
 from ritornello.tasks import language_model as task
 from ritornello.training.config import TrainingConfig
 from ritornello.training.optimise import clip, make_optimiser
 
 VOCABULARY, EMBEDDING, LAYERS, DROPOUT = 84, 64, 2, 0.1
-BATCH, WINDOW, RATES = 32, 64, (0.003, 0.01)
+BATCH, WINDOW, RATES = 32, 64, (0.001, 0.003, 0.01)
 COMMON = {"split": "80/10/10", "embedding": EMBEDDING, "layers": LAYERS, "dropout": DROPOUT, "batch": BATCH,
           "window": WINDOW, "threads": 1, "precision": "bfloat16", "tied": False}  # fmt: skip
 
@@ -83,14 +83,17 @@ def updates(cell: str, hidden: int, minutes: float, quiet: float) -> int:
 
 
 def trained(out: str, text: str, cell: str, hidden: int, steps: int, rate: float, seed: int, parts: tuple) -> dict:
-    """Trains one model, or goes on with it, and scores it."""
+    """Trains one model, or goes on with it, and scores it; one whose loss is no number any more has a score of 99."""
     begin = time.monotonic()
-    if (Path(out) / "config.json").exists():
-        run = task.resume(out)
-    else:
-        options = {**COMMON, "cell": cell, "hidden": hidden, "steps": steps, "lr": rate, "seed": seed}
-        run = task.train(out, train=[text], evaluations=5, **options)
-    scores = {part: run.evaluate(part)["loss"] for part in parts}
+    options = {**COMMON, "cell": cell, "hidden": hidden, "steps": steps, "lr": rate, "seed": seed}
+    try:
+        started = (Path(out) / "config.json").exists()
+        run = task.resume(out) if started else task.train(out, train=[text], evaluations=5, **options)
+        scores = {part: run.evaluate(part)["loss"] for part in parts}
+    except RunError as error:
+        if "The loss is" not in str(error):
+            raise
+        scores = dict.fromkeys(parts, 99.0)
     return {**scores, "seconds": time.monotonic() - begin}
 
 
