@@ -43,6 +43,33 @@ struct Call {
   const int64_t* d_shapes;           // (P, 2): rows and columns of each
 };
 
+// A forest's levels, from the leaves up: rows of one height and one kind. A kind has code of its own: for so many
+// predecessors, with an input or without.
+struct ForestLevel {
+  int64_t start, rows;  // in the forest's order
+  int64_t source;       // where the level's (rows, slots) table rows begin
+  int64_t first;        // number of its first row among the rows of its kind
+  int64_t x;            // row of x that belongs to its first row
+  int kind;
+};
+
+struct ForestLevels {
+  int64_t entries, rows, count;
+  const ForestLevel* levels;
+  const int64_t* source;
+  const int64_t* last;   // E table rows of final states
+  const int64_t* owner;  // N entries that rows belong to, ascending in a level
+};
+
+// One run over a forest: what all kinds share stands in `shared`, whose code is not read; in `kinds` each one's code,
+// parameters, frames and parameters' gradients.
+struct ForestCall {
+  Call shared;
+  const ForestLevels* forest;
+  const Call* kinds;
+  int kind_count;
+};
+
 enum Type { FLOAT32, FLOAT64, BFLOAT16, TYPES };  // BFLOAT16: rows are float32, products rounded to bfloat16
 
 // One step at a time of a few rows, with the weights packed once.
@@ -55,6 +82,8 @@ struct Backend {
   void (*backward[TYPES])(const Call&);
   void (*forward_checkpointed[TYPES])(const Call&, const Levels* const* segments, int count);
   void (*backward_checkpointed[TYPES])(const Call&, const Levels* const* segments, int count);
+  void (*forest_forward[TYPES])(const ForestCall&);
+  void (*forest_backward[TYPES])(const ForestCall&);
   Stepping* (*open[TYPES])(const Call&, int rows);  // keeps nothing of the call but its code
   void (*step[TYPES])(Stepping*, const void* x, const void* const* previous, void* const* out);
   void (*close[TYPES])(Stepping*);

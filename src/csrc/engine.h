@@ -71,6 +71,55 @@ template <class T> static void fill_constants(const Call& call, T* constant) {
   }
 }
 
+template <class T> static void column_sum(const T* const* rows, int count, int begin, int end, T* to) {
+  constexpr int L = Simd<T>::lanes;
+  int i = begin;
+  for (; i + L <= end; i += L) {
+    Vector<T> sum{};
+    for (int row = 0; row < count; ++row) sum += load(rows[row] + i);
+    store(to + i, load(to + i) + sum);
+  }
+  for (; i < end; ++i) {
+    T sum = 0;
+    for (int row = 0; row < count; ++row) sum += rows[row][i];
+    to[i] += sum;
+  }
+}
+
+// Adds a window of a parameter's gradient, summed over rows in a fixed order; threads share its rows.
+// rows_at(row, count, left, right) says where the sides of so many rows from `row` on lie; `pointers` is room for them.
+template <class P, class RowsAt>
+static void add_gradient(const Call& call, const Reduction& reduction, int64_t all_rows, RowsAt rows_at, const typename P::T** pointers,
+                         typename P::Unit* space, int thread, int threads) {
+  using T = typename P::T;
+  if (!call.d_parameters[reduction.parameter]) return;
+  constexpr int step = outer_rows * 2;
+  const int columns = static_cast<int>(call.d_shapes[2 * reduction.parameter + 1]);
+  // Each thread has rows of the parameter, the same in all reductions that add to it.
+  const int64_t height = call.d_shapes[2 * reduction.parameter] * (reduction.matrix ? 1 : columns);
+  const int tiles = static_cast<int>((height + step - 1) / step);
+  auto from = [&](int part) {
+    return static_cast<int>(greater(0, lesser(reduction.left.size, int64_t{part_begin(tiles, threads, part)} * step - reduction.row)));
+  };
+  const int begin = from(thread), end = from(thread + 1);
+  if (begin >= end) return;
+  T* const to = static_cast<T*>(call.d_parameters[reduction.parameter]);
+  const T** const left = pointers;
+  const T** const right = pointers + outer_chunk;
+  for (int64_t row = 0; row < all_rows; row += outer_chunk) {
+    const int rows = static_cast<int>(lesser(outer_chunk, all_rows - row));
+    rows_at(row, rows, left, right);
+    if (reduction.matrix)
+      P::outer(left, right, rows, begin, end, reduction.right.size, to + static_cast<int64_t>(reduction.row) * columns + reduction.column, columns, space);
+    else column_sum(left, rows, begin, end, to + reduction.row);
+  }
+}
+
+template <class T> static void clear_gradients(const Call& call, int thread, int threads) {
+  for (int p = thread; p < call.code->parameters; p += threads)
+    if (call.d_parameters[p]) std::memset(call.d_parameters[p], 0, sizeof(T) * call.d_shapes[2 * p] * call.d_shapes[2 * p + 1]);
+}
+
 // The memory that one thread works in, for rows of its own entries.
 template <class T> struct Lane {
   int64_t begin, end;  // entries
@@ -222,7 +271,7 @@ template <class P> class Engine {
       share(thread, threads);
       return;
     }
-    if (!call_.accumulate) clear_gradients(thread, threads);
+    if (!call_.accumulate) clear_gradients<T>(call_, thread, threads);
     share(thread, threads);
     barrier_.wait(threads);
     if (after_in_bulk()) {
@@ -466,11 +515,6 @@ template <class P> class Engine {
 
   // --- parameters' gradients
 
-  void clear_gradients(int thread, int threads) {
-    for (int p = thread; p < code_.parameters; p += threads)
-      if (call_.d_parameters[p]) std::memset(call_.d_parameters[p], 0, sizeof(T) * call_.d_shapes[2 * p] * call_.d_shapes[2 * p + 1]);
-  }
-
   // Where a row of a space lies when the loop is over.
   const T* row_of(const Left& side, int64_t level, int64_t row) const {
     switch (side.space) {
@@ -489,48 +533,15 @@ template <class P> class Engine {
   }
 
   void reduce(const Reduction& reduction, int thread, int threads) {
-    if (!call_.d_parameters[reduction.parameter]) return;
-    constexpr int step = outer_rows * 2;
-    const int columns = static_cast<int>(call_.d_shapes[2 * reduction.parameter + 1]);
-    // Each thread has rows of the parameter, the same in all reductions that add to it.
-    const int64_t height = call_.d_shapes[2 * reduction.parameter] * (reduction.matrix ? 1 : columns);
-    const int tiles = static_cast<int>((height + step - 1) / step);
-    auto from = [&](int part) {
-      return static_cast<int>(greater(0, lesser(reduction.left.size, int64_t{part_begin(tiles, threads, part)} * step - reduction.row)));
-    };
-    const int begin = from(thread), end = from(thread + 1);
-    if (begin >= end) return;
-    T* const to = static_cast<T*>(call_.d_parameters[reduction.parameter]);
-    const T** const left = row_pointers_[thread];
-    const T** const right = left + outer_chunk;
     int64_t level = 0;
-    for (int64_t row = 0; row < levels_.rows; row += outer_chunk) {
-      const int rows = static_cast<int>(lesser(outer_chunk, levels_.rows - row));
+    auto rows_at = [&](int64_t row, int rows, const T** left, const T** right) {
       for (int i = 0; i < rows; ++i) {
         while (levels_.starts[level + 1] <= row + i) ++level;
         left[i] = row_of(reduction.left, level, row + i);
         if (reduction.right.space >= 0) right[i] = row_of(reduction.right, level, row + i);
       }
-      if (reduction.matrix)
-        P::outer(left, right, rows, begin, end, reduction.right.size, to + static_cast<int64_t>(reduction.row) * columns + reduction.column, columns,
-                  reduction_space_[thread]);
-      else column_sum(left, rows, begin, end, to + reduction.row);
-    }
-  }
-
-  static void column_sum(const T* const* rows, int count, int begin, int end, T* to) {
-    constexpr int L = Simd<T>::lanes;
-    int i = begin;
-    for (; i + L <= end; i += L) {
-      Vector<T> sum{};
-      for (int row = 0; row < count; ++row) sum += load(rows[row] + i);
-      store(to + i, load(to + i) + sum);
-    }
-    for (; i < end; ++i) {
-      T sum = 0;
-      for (int row = 0; row < count; ++row) sum += rows[row][i];
-      to[i] += sum;
-    }
+    };
+    add_gradient<P>(call_, reduction, levels_.rows, rows_at, row_pointers_[thread], reduction_space_[thread], thread, threads);
   }
 
   static constexpr int most_threads = 256;

@@ -69,4 +69,39 @@ void LevelStore::check_owners() const {
     expect(last_[entry] == 0 || own[last_[entry]] == entry, "final rows belong to their entry");
 }
 
+ForestStore::ForestStore(int64_t entries, std::vector<int64_t> levels, std::vector<int64_t> source, std::vector<int64_t> last,
+                         std::vector<int64_t> owner, std::vector<int64_t> slots)
+    : source_(std::move(source)), last_(std::move(last)), owner_(std::move(owner)), slots_(std::move(slots)) {
+  expect(levels.size() % 6 == 0, "a forest's levels have six numbers each");
+  for (size_t i = 0; i < levels.size(); i += 6)
+    levels_.push_back({levels[i], levels[i + 1], levels[i + 2], levels[i + 3], levels[i + 4], static_cast<int>(levels[i + 5])});
+  forest_ = {entries, static_cast<int64_t>(owner_.size()), static_cast<int64_t>(levels_.size()), levels_.data(), source_.data(), last_.data(), owner_.data()};
+  check();
+}
+
+void ForestStore::check() const {
+  const ForestLevels& f = forest_;
+  expect(f.entries >= 0 && f.entries <= most_rows && f.rows <= most_rows, "entries and rows are counts");
+  expect(static_cast<int64_t>(last_.size()) == f.entries, "a final row for each entry");
+  int64_t row = 0;
+  std::vector<int64_t> of_kind(slots_.size(), 0);
+  for (const ForestLevel& level : levels_) {
+    expect(level.kind >= 0 && level.kind < static_cast<int>(slots_.size()), "a level's kind is there");
+    const int64_t slots = slots_[level.kind];
+    expect(slots >= 1 && slots <= most_slots, "slots are a count");
+    expect(level.start == row && level.rows >= 0 && level.rows <= f.rows - row, "levels cover the rows");
+    expect(level.first == of_kind[level.kind], "rows of a kind are numbered in order");
+    expect(level.x >= 0 && level.x <= most_rows, "inputs are numbered");
+    expect(level.source >= 0 && level.source <= static_cast<int64_t>(source_.size()) - level.rows * slots, "a source for each row and slot");
+    for (int64_t i = level.source; i < level.source + level.rows * slots; ++i)
+      expect(source_[i] >= 0 && source_[i] <= f.entries + row, "predecessors lie in earlier levels");
+    for (int64_t i = row; i < row + level.rows; ++i)
+      expect(owner_[i] >= (i > row ? owner_[i - 1] : 0) && owner_[i] < f.entries, "owners ascend in a level");
+    row += level.rows;
+    of_kind[level.kind] += level.rows;
+  }
+  expect(row == f.rows, "levels cover the rows");
+  for (int64_t last : last_) expect(last >= 0 && last <= f.entries + f.rows, "final rows lie in the table");
+}
+
 }  // namespace rit

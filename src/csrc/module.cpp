@@ -96,6 +96,74 @@ void backward(const rit::Code& code, const rit::LevelStore& levels, const std::v
   else backend.backward_checkpointed[number](call, pieces.data(), static_cast<int>(pieces.size()));
 }
 
+// Each kind's code, parameters and frames; where gradients are wanted, room for them.
+struct Kinds {
+  Kinds(const std::vector<const rit::Code*>& codes, const Addresses& frames, const std::vector<Addresses>& parameters, const std::vector<Integers>& strides)
+      : calls(codes.size()) {
+    for (size_t k = 0; k < codes.size(); ++k) {
+      calls[k].code = codes[k];
+      calls[k].frame = at<void>(frames[k]);
+      calls[k].parameters = inputs(parameters[k]);
+      calls[k].parameter_strides = strides[k].data();
+    }
+  }
+  std::vector<rit::Call> calls;
+};
+
+void forest_forward(const rit::ForestStore& forest, const std::vector<const rit::Code*>& codes, const std::string& type, int threads, uint64_t seed, uintptr_t x,
+                    const Addresses& entry, const Addresses& blank, const Addresses& out, const Addresses& last, const Addresses& frames,
+                    const std::vector<Addresses>& parameters, const std::vector<Integers>& strides) {
+  Kinds kinds(codes, frames, parameters, strides);
+  rit::ForestCall call{};
+  call.shared.threads = threads;
+  call.shared.seed = seed;
+  call.shared.x = at<void>(x);
+  call.shared.entry = inputs(entry);
+  call.shared.blank = inputs(blank);
+  call.shared.out = outputs(out);
+  call.shared.last = outputs(last);
+  call.forest = &forest.forest();
+  call.kinds = kinds.calls.data();
+  call.kind_count = static_cast<int>(kinds.calls.size());
+  const rit::Backend& backend = rit::choose_backend();
+  const rit::Type number = type_of(type);
+  nb::gil_scoped_release release;
+  backend.forest_forward[number](call);
+}
+
+void forest_backward(const rit::ForestStore& forest, const std::vector<const rit::Code*>& codes, const std::string& type, int threads, uint64_t seed, uintptr_t x,
+                     const Addresses& entry, const Addresses& blank, const Addresses& out, const Addresses& frames, const std::vector<Addresses>& parameters,
+                     const std::vector<Integers>& strides, const Addresses& d_out, const Addresses& d_last, uintptr_t d_x, const Addresses& d_entry,
+                     const Addresses& d_blank, const std::vector<Addresses>& d_parameters, const std::vector<Integers>& d_shapes) {
+  Kinds kinds(codes, frames, parameters, strides);
+  for (size_t k = 0; k < codes.size(); ++k) {
+    kinds.calls[k].d_parameters = outputs(d_parameters[k]);
+    kinds.calls[k].d_shapes = d_shapes[k].data();
+  }
+  rit::ForestCall call{};
+  call.shared.threads = threads;
+  call.shared.seed = seed;
+  call.shared.x = at<void>(x);
+  call.shared.entry = inputs(entry);
+  call.shared.blank = inputs(blank);
+  call.shared.out = outputs(out);
+  call.shared.d_out = inputs(d_out);
+  call.shared.d_last = inputs(d_last);
+  call.shared.d_x = at<void>(d_x);
+  call.shared.d_entry = outputs(d_entry);
+  call.shared.d_blank = outputs(d_blank);
+  call.forest = &forest.forest();
+  call.kinds = kinds.calls.data();
+  call.kind_count = static_cast<int>(kinds.calls.size());
+  const rit::Backend& backend = rit::choose_backend();
+  const rit::Type number = type_of(type);
+  nb::gil_scoped_release release;
+  backend.forest_backward[number](call);
+}
+
+// So many integers from an address on.
+Integers integers_at(uintptr_t address, int64_t count) { return count > 0 ? Integers(at<int64_t>(address), at<int64_t>(address) + count) : Integers(); }
+
 // One step after the other; the states of two steps lie in memory that the caller owns, and take turns.
 class Stepper {
  public:
@@ -147,6 +215,16 @@ NB_MODULE(_core, m) {
       .def_prop_ro("address", [](const Memory& memory) { return reinterpret_cast<uintptr_t>(memory.data); });
   nb::class_<rit::LevelStore>(m, "Levels", "A structure's levels.")
       .def(nb::init<int64_t, Integers, Integers, int, Integers, Integers>(), "entries"_a, "starts"_a, "source"_a, "slots"_a, "last"_a, "owner"_a);
+  nb::class_<rit::ForestStore>(m, "Forest", "A forest's levels, of rows of several kinds.")
+      .def(
+          "__init__",
+          [](rit::ForestStore* self, int64_t entries, const Integers& levels, uintptr_t source, int64_t sources, uintptr_t last, uintptr_t owner, int64_t rows,
+             const Integers& slots) {
+            new (self) rit::ForestStore(entries, levels, integers_at(source, sources), integers_at(last, entries), integers_at(owner, rows), slots);
+          },
+          "entries"_a, "levels"_a, "source"_a, "sources"_a, "last"_a, "owner"_a, "rows"_a, "slots"_a)
+      .def("forward", &forest_forward)
+      .def("backward", &forest_backward);
   nb::class_<rit::Code>(m, "Code", "A lowered program.")
       .def(
           "__init__", [](rit::Code* self, const Integers& ints, const std::vector<double>& constants) { new (self) rit::Code(rit::read_code(ints, constants)); },

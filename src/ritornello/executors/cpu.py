@@ -15,8 +15,11 @@ from ritornello.executors.fingerprint import fingerprint
 from ritornello.executors.plan import Plan, make_plan
 from ritornello.executors.program_cell import BoundCell
 from ritornello.executors.request import Request, Result
+from ritornello.errors import CellError
 from ritornello.executors.run import TYPES, Run, Unfolding, machine_type
-from ritornello.program import Untraceable, Wants
+from ritornello.executors.trees import Layout, OverTrees, TreeRun, plans_of
+from ritornello.program import MOST_SLOTS, Untraceable, Wants
+from ritornello.structures import is_chain
 
 try:
     from ritornello import _core
@@ -59,16 +62,47 @@ class CpuExecutor:
         self._plans: WeakKeyDictionary[nn.Module, _Plans] = WeakKeyDictionary()
 
     def supports(self, request: Request) -> str | None:
-        if any(not isinstance(level.source, int) and level.source.shape[1] != 1 for level in request.schedule.levels):
-            return "rows with several predecessors are not built yet"
         reason = unfit(request.x)
         if reason is not None:
             return reason
         sizes = tuple(field.shape[-1] for field in request.entry)
         plan = request.found[self.name] = self.plan(request.cell, request.x.shape[-1], sizes, request.x)
-        return plan if isinstance(plan, str) else None
+        if isinstance(plan, str):
+            return plan
+        return None if is_chain(request.schedule) else self._supports_trees(request, plan)
+
+    def _supports_trees(self, request: Request, plan: Plan) -> str | None:
+        most = max(level.source.shape[1] for level in request.schedule.levels if not isinstance(level.source, int))
+        if most > MOST_SLOTS:
+            return f"a row has {most} predecessors; the compiled machine takes {MOST_SLOTS}"
+        if request.checkpointed or plan.traced is None:
+            return "checkpoints are kept along chains only"
+        layout = Layout(request.schedule, request.blank_is_zero)
+        try:
+            request.found["trees"] = (layout, plans_of(plan, layout))
+        except CellError as error:
+            return str(error)
+        return None
+
+    def _run_trees(self, request: Request) -> Result:
+        layout, plans = request.found["trees"]
+        fields, x = len(request.entry), request.x
+        rows = fields if request.every_field else 1
+        states = [x, *request.entry, *request.blank]
+        wants = Wants(False, False, (False,) * fields)
+        asked = any(t.requires_grad for t in states) or any(p.requires_grad for p in request.cell.parameters())
+        if torch.is_grad_enabled() and asked:
+            wants = Wants(True, x.requires_grad, tuple(field < rows for field in range(fields)))
+        compiled = [plan.compiled(wants) for plan in plans]
+        values = [v for each in compiled for v in each.parameter_values(request.cell, x.dtype)]
+        seed = int(torch.randint(2**62, ())) if any(plan.random for plan in plans) else 0
+        run = TreeRun(compiled, layout, request.schedule, machine_type(x), seed, type(request.entry), rows)
+        found = OverTrees.apply(run, *states, *values) if wants.gradients else run.forward([*states, *values])
+        return Result(tuple(found[:rows]), type(request.entry)(*found[rows:]))
 
     def run(self, request: Request) -> Result:
+        if "trees" in request.found:
+            return self._run_trees(request)
         plan, x = request.found[self.name], request.x
         schedule, fields = request.schedule, len(request.entry)
         if request.damping is not None:

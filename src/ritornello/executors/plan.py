@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ritornello.errors import CellError
 from ritornello.program import (
     MOST_FIELDS,
     Joint,
@@ -26,6 +28,7 @@ from ritornello.program import (
     simplify,
     trace,
     unroll,
+    zeroed,
 )
 
 
@@ -33,14 +36,16 @@ class Plan:
     """All that is made of a cell's program.
 
     Attributes:
-        program: simplified, for one predecessor.
+        program: simplified, for one predecessor, or as many as its slots.
+        traced: as it was before, with `total` where predecessors are summed; None where that is not known.
         sizes: of the state's fields.
         random: whether it draws at random.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, traced: Program | None = None) -> None:
+        self.program, self.traced = program, traced
         self.sizes = program.fields
+        self._kinds: dict[Any, Plan | CellError] = {}
         self.random = any(node.op == "uniform" for node in program.nodes)
         self._compiled: dict[Wants, Compiled] = {}
 
@@ -57,6 +62,25 @@ class Plan:
     def damped(self) -> Plan:
         """For an x with a last column more, by which what goes back to a row's predecessor is multiplied."""
         return Plan(damp(self.program))
+
+    def of_kind(self, slots: int, stateless: bool = False, inputless: bool = False) -> Plan:
+        """For rows of a tree: with so many predecessors; whose states, or whose input, are zero.
+
+        Raises:
+            CellError: a cell that keeps its predecessors apart.
+        """
+        key = (slots, stateless, inputless)
+        if key not in self._kinds:
+            assert self.traced is not None
+            try:
+                program = unroll(self.traced, slots)
+                self._kinds[key] = Plan(simplify(zeroed(program, stateless, inputless)))
+            except CellError as error:
+                self._kinds[key] = error
+        found = self._kinds[key]
+        if isinstance(found, CellError):
+            raise found
+        return found
 
     def compiled(self, wants: Wants) -> Compiled:
         """The code for a kind of run, made when it is first asked for."""
@@ -109,4 +133,5 @@ def make_plan(cell: nn.Module, x_size: int, sizes: Sequence[int], like: Tensor) 
     """
     if len(sizes) > MOST_FIELDS:
         raise Untraceable(f"its state has {len(sizes)} fields; the compiled machine takes {MOST_FIELDS}")
-    return Plan(simplify(unroll(trace(cell, x_size, sizes, like), 1)))
+    traced = trace(cell, x_size, sizes, like)
+    return Plan(simplify(unroll(traced, 1)), traced)

@@ -2,14 +2,15 @@
 
 from ritornello.program.derive import Joint, derive
 from ritornello.program.interpret import interpret, parameters
-from ritornello.program.lower import MOST_FIELDS, Code, Wants, encode, lower
+from ritornello.program.lower import MOST_FIELDS, MOST_SLOTS, Code, Wants, encode, lower
 from ritornello.program.ops import damped
-from ritornello.program.passes import damp, simplify, unroll
+from ritornello.program.passes import damp, simplify, unroll, zeroed
 from ritornello.program.program import Builder, Node, Program, Value, prune
 from ritornello.program.random import philox
 from ritornello.program.trace import Untraceable, lookup, trace
 
 __all__ = [
+    "MOST_SLOTS",
     "MOST_FIELDS",
     "Builder",
     "Code",
@@ -32,4 +33,5 @@ __all__ = [
     "simplify",
     "trace",
     "unroll",
+    "zeroed",
 ]

@@ -31,7 +31,7 @@ ROUTINES = ("before", "loop", "back", "after")
 CONST, TEMP, SCRATCH, FRAME, X, DX = range(6)
 PARTS = ("slice", "damped")  # ops whose result lies within their first argument
 ALIGN = 16  # elements: a cache line of single precision
-MOST_FIELDS, MOST_TERMS = 16, 64  # as in src/csrc/code.h; terms of one product
+MOST_FIELDS, MOST_SLOTS, MOST_TERMS = 16, 16, 64  # as in src/csrc/code.h; terms of one product
 
 
 class Place(NamedTuple):

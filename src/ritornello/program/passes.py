@@ -74,6 +74,16 @@ def _sum(b: Builder, values: Sequence[Value]) -> Value:
     return total
 
 
+def zeroed(program: Program, states: bool, x: bool) -> Program:
+    """The same for rows whose states, or whose input, are zero."""
+    names = {name for name, is_zero in (("state", states), ("x", x)) if is_zero}
+
+    def rule(b: Builder, node: Node, args: tuple[Value, ...]) -> Value | None:
+        return b.expand(b.constant(0), node.size) if node.op in names else None
+
+    return rewrite(program, rule)
+
+
 def damp(program: Program) -> Program:
     """The same, but what goes back from a row to its predecessors' states is multiplied by a factor: x's new last
     column. Forwards it is never read."""
@@ -193,7 +203,7 @@ def _goes_on(reader: Node, value: Value) -> bool:
 
 def _plain(b: Builder, node: Node, parts: dict[Value, _Sum], new: dict[Value, Value]) -> Value:
     """A sum without products, added up as it stood."""
-    args = [new[arg] if arg in new else _sum(b, parts[arg].values) for arg in node.args]
+    args = [new[arg] if arg in new else parts[arg].plain(b) for arg in node.args]
     return b.add(*args)
 
 
@@ -209,6 +219,10 @@ class _Sum:
         self.values.extend(other.values)
         self.products.extend(other.products)
 
+    def plain(self, b: Builder) -> Value:
+        """The values alone, in order."""
+        return _sum(b, self.values) if self.values else b.expand(b.constant(0), self.size)
+
     def build(self, b: Builder) -> Value:
         rates = sorted({b.rate(v) for v in self.values} | {self._rate(b, p) for p in self.products})
         total: Value | None = None
@@ -220,8 +234,7 @@ class _Sum:
                 if total is not None and b.size(total) != self.size:
                     total = b.expand(total, self.size)
                 total = b.affine(total, here, self.size)
-        assert total is not None
-        return total
+        return b.expand(b.constant(0), self.size) if total is None else total
 
     @staticmethod
     def _rate(b: Builder, product: tuple) -> int:

@@ -1,0 +1,331 @@
+// Walks a forest's levels, from the leaves to the roots and back. Each thread takes whole trees through all levels; rows of a
+// level differ in kind (how many predecessors they have, whether they have an input), and each kind has code of its own.
+#pragma once
+#include "engine.h"
+
+namespace rit {
+namespace RIT_ISA {
+
+constexpr int forest_chunk = 64;  // rows of a level that go through a routine together
+
+template <class P> class Forest {
+  using T = typename P::T;
+  using Unit = typename P::Unit;
+
+ public:
+  Forest(const ForestCall& call, bool backward) : call_(call.shared), kinds_(call.kinds), kind_count_(call.kind_count), forest_(*call.forest), backward_(backward) {
+    prepare();
+  }
+
+  void run() {
+    on_threads(
+        threads_, [](void* self, int thread, int threads) { static_cast<Forest*>(self)->work(thread, threads); }, this);
+  }
+
+ private:
+  // What a kind's rows are computed with.
+  struct Kind {
+    const Code* code;
+    int64_t scratch_stride, frame_stride, rows;
+    T* constant;
+    Unit** panels;
+    T* frame;
+  };
+
+  // The memory that one thread works in, for rows of its own trees.
+  struct Lane {
+    int64_t begin, end;  // entries
+    T *temp, *scratch, *frame;
+    void* work;
+    T* gathered[most_spaces];  // by space: predecessors' states, and gradients to them
+  };
+
+  const Code& any() const { return *kinds_[0].code; }
+  int fields() const { return any().fields; }
+  int64_t size(int field) const { return any().sizes[field]; }
+  T* take(int64_t elements) { return static_cast<T*>(space_.take(static_cast<size_t>(greater(elements, 1)) * sizeof(T))); }
+  Unit* units(size_t count) { return static_cast<Unit*>(space_.take((count + 1) * sizeof(Unit))); }
+
+  // --- what is set up before the threads start
+
+  void prepare() {
+    threads_ = static_cast<int>(greater(1, lesser(call_.threads, most_threads)));
+    lanes_ = static_cast<int>(greater(1, lesser(threads_, forest_.entries)));
+    kind_ = static_cast<Kind*>(space_.take(sizeof(Kind) * static_cast<size_t>(greater(1, kind_count_))));
+    int deep = 1;
+    for (int k = 0; k < kind_count_; ++k) deep = static_cast<int>(greater(deep, deepest(*kinds_[k].code)));
+    for (int thread = 0; thread < threads_; ++thread) column_[thread] = take(static_cast<int64_t>(deep) * panel_width<T>());
+    for (int k = 0; k < kind_count_; ++k) prepare_kind(k);
+    lane_ = static_cast<Lane*>(space_.take(sizeof(Lane) * static_cast<size_t>(lanes_)));
+    share_entries();
+    for (int lane = 0; lane < lanes_; ++lane) lane_memory(lane_[lane], deep);
+    if (backward_) gradient_memory();
+  }
+
+  void prepare_kind(int k) {
+    const Code& code = *kinds_[k].code;
+    Kind& kind = kind_[k];
+    kind = {&code, padded<T>(code.scratch_size), rit::frame_stride(code), 0, take(code.const_size), nullptr, static_cast<T*>(kinds_[k].frame)};
+    kind.panels = static_cast<Unit**>(space_.take(sizeof(Unit*) * greater(1, code.packs.size())));
+    for (size_t i = 0; i < code.packs.size(); ++i) kind.panels[i] = wanted(code, i) ? units(P::packed(code.packs[i].size, code.packs[i].depth)) : nullptr;
+    for (int64_t level = 0; level < forest_.count; ++level)
+      if (forest_.levels[level].kind == k) kind.rows += forest_.levels[level].rows;
+  }
+
+  bool wanted(const Code& code, size_t pack) const {
+    return backward_ ? code.used[BACK][pack] || code.used[AFTER][pack] : code.used[BEFORE][pack] || code.used[LOOP][pack];
+  }
+
+  // Contiguous entries for each lane, with about as many rows.
+  void share_entries() {
+    int64_t* const counts = static_cast<int64_t*>(space_.take(sizeof(int64_t) * static_cast<size_t>(greater(1, forest_.entries))));
+    std::memset(counts, 0, sizeof(int64_t) * static_cast<size_t>(forest_.entries));
+    for (int64_t row = 0; row < forest_.rows; ++row) ++counts[forest_.owner[row]];
+    int64_t entry = 0, rows = 0;
+    for (int lane = 0; lane < lanes_; ++lane) {
+      lane_[lane].begin = entry;
+      const int64_t goal = forest_.rows * (lane + 1) / lanes_;
+      for (; entry < forest_.entries && (rows < goal || lane == lanes_ - 1); ++entry) rows += counts[entry];
+      lane_[lane].end = entry;
+    }
+  }
+
+  void lane_memory(Lane& lane, int deep) {
+    int64_t temp = 1, scratch = 1, frame = 1;
+    int slots = 1;
+    for (int k = 0; k < kind_count_; ++k) {
+      const Code& code = *kinds_[k].code;
+      temp = greater(temp, int64_t{code.temp_size} * rows_at_once<T>(code));
+      scratch = greater(scratch, kind_[k].scratch_stride);
+      frame = greater(frame, kind_[k].frame_stride);
+      slots = static_cast<int>(greater(slots, code.slots));
+    }
+    lane.temp = take(temp);
+    lane.scratch = take(scratch * forest_chunk);
+    lane.frame = take(frame * forest_chunk);
+    lane.work = units(P::multiply_workspace(forest_chunk, deep));
+    for (int field = 0; field < fields(); ++field)
+      for (int slot = 0; slot < slots; ++slot) {
+        lane.gathered[2 * (slot * fields() + field)] = take(forest_chunk * size(field));
+        lane.gathered[2 * (slot * fields() + field) + 1] = backward_ ? take(forest_chunk * size(field)) : nullptr;
+      }
+  }
+
+  void gradient_memory() {
+    for (int field = 0; field < fields(); ++field) {
+      const int64_t rows = 2 * forest_.entries + forest_.rows;
+      table_gradient_[field] = take(rows * size(field));
+      std::memset(table_gradient_[field], 0, sizeof(T) * static_cast<size_t>(rows * size(field)));
+    }
+    int most_columns = 1;
+    for (int k = 0; k < kind_count_; ++k)
+      for (const Reduction& reduction : kinds_[k].code->reductions) most_columns = static_cast<int>(greater(most_columns, reduction.right.size));
+    for (int thread = 0; thread < threads_; ++thread) {
+      reduction_space_[thread] = units(P::outer_workspace(most_columns));
+      row_pointers_[thread] = static_cast<const T**>(space_.take(sizeof(T*) * 2 * outer_chunk));
+    }
+  }
+
+  // --- what the threads do
+
+  void work(int thread, int threads) {
+    for (int k = 0; k < kind_count_; ++k) {
+      rit::RIT_ISA::pack_weights<P>(kinds_[k], kind_[k].panels, thread, threads, column_[thread]);
+      if (thread == 0) fill_constants(kinds_[k], kind_[k].constant);
+      if (backward_) clear_gradients<T>(kinds_[k], thread, threads);
+    }
+    barrier_.wait(threads);
+    for (int lane = thread; lane < lanes_; lane += threads) {
+      if (backward_) backward(lane_[lane]);
+      else forward(lane_[lane]);
+    }
+    if (!backward_) return;
+    barrier_.wait(threads);
+    for (int k = 0; k < kind_count_; ++k)
+      for (const Reduction& reduction : kinds_[k].code->reductions) reduce(k, reduction, thread, threads);
+    if (thread == 0) table_results();
+  }
+
+  void forward(Lane& lane) {
+    for (int64_t level = 0; level < forest_.count; ++level)
+      each_chunk(lane, level, [&](const Kind& kind, Block<T>& b, int64_t) {
+        rit::RIT_ISA::run<P>(*kind.code, BEFORE, b, kind.panels);
+        rit::RIT_ISA::run<P>(*kind.code, LOOP, b, kind.panels);
+      });
+    for (int field = 0; field < fields(); ++field)
+      for (int64_t entry = lane.begin; entry < lane.end; ++entry)
+        std::memcpy(static_cast<T*>(call_.last[field]) + entry * size(field), state(field, forest_.last[entry]), sizeof(T) * static_cast<size_t>(size(field)));
+  }
+
+  void backward(Lane& lane) {
+    for (int field = 0; field < fields(); ++field)
+      for (int64_t entry = lane.begin; entry < lane.end && call_.d_last[field]; ++entry)
+        add_to(field, gradient_row(forest_.last[entry], entry), static_cast<const T*>(call_.d_last[field]) + entry * size(field));
+    for (int64_t level = forest_.count - 1; level >= 0; --level)
+      each_chunk(lane, level, [&](const Kind& kind, Block<T>& b, int64_t source) {
+        rit::RIT_ISA::run<P>(*kind.code, BACK, b, kind.panels);
+        rit::RIT_ISA::run<P>(*kind.code, AFTER, b, kind.panels);
+        hand_on(*kind.code, b, source);
+      });
+  }
+
+  // Calls go(kind, block, where the rows' sources begin) for the rows of a level that belong to a lane, some at a time.
+  template <class Go> void each_chunk(Lane& lane, int64_t number, Go go) {
+    const ForestLevel& level = forest_.levels[number];
+    const Kind& kind = kind_[level.kind];
+    const int64_t begin = first_of(level, lane.begin), end = first_of(level, lane.end);
+    for (int64_t first = begin; first < end; first += forest_chunk) {
+      Block<T> b{};
+      const int64_t source = level.source + first * kind.code->slots;
+      bind_block(b, lane, level, kind, first, lesser(forest_chunk, end - first));
+      bind_states(b, lane, *kind.code, source);
+      if (backward_) bind_gradients(b, lane, *kind.code);
+      go(kind, b, source);
+    }
+  }
+
+  // The first row of a level, counted within it, that belongs to an entry or a later one.
+  int64_t first_of(const ForestLevel& level, int64_t entry) const {
+    int64_t low = 0, high = level.rows;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (forest_.owner[level.start + middle] < entry) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  static void bind(Block<T>& b, int space, T* base, int64_t stride) {
+    b.base[space] = base;
+    b.stride[space] = stride;
+  }
+
+  void bind_block(Block<T>& b, const Lane& lane, const ForestLevel& level, const Kind& kind, int64_t first, int64_t rows) const {
+    const Code& code = *kind.code;
+    b.workspace = lane.work;
+    b.seed = call_.seed;
+    b.rows = static_cast<int>(rows);
+    b.first_row = level.start + first;
+    b.number = b.first_row;
+    bind(b, CONST, kind.constant, 0);
+    bind(b, TEMP, lane.temp, code.temp_size);
+    bind(b, SCRATCH, lane.scratch, kind.scratch_stride);
+    bind(b, FRAME, kind.frame ? kind.frame + (level.first + first) * kind.frame_stride : lane.frame, kind.frame_stride);
+    bind(b, X, static_cast<T*>(const_cast<void*>(call_.x)) + (level.x + first) * code.input, code.input);
+    if (call_.d_x) bind(b, DX, static_cast<T*>(call_.d_x) + (level.x + first) * code.input, code.input);
+  }
+
+  void bind_states(Block<T>& b, const Lane& lane, const Code& code, int64_t source) const {
+    for (int field = 0; field < code.fields; ++field) {
+      const int64_t width = size(field);
+      for (int slot = 0; slot < code.slots; ++slot) {
+        T* to = lane.gathered[2 * (slot * code.fields + field)];
+        for (int row = 0; row < b.rows; ++row)
+          std::memcpy(to + row * width, state(field, forest_.source[source + row * code.slots + slot]), sizeof(T) * static_cast<size_t>(width));
+        bind(b, code.prev(field, slot), to, width);
+      }
+      bind(b, code.out(field), static_cast<T*>(call_.out[field]) + b.first_row * width, width);
+    }
+  }
+
+  void bind_gradients(Block<T>& b, const Lane& lane, const Code& code) const {
+    for (int field = 0; field < code.fields; ++field) {
+      const int64_t width = size(field);
+      if (call_.d_out[field]) bind(b, code.dout(field), static_cast<T*>(const_cast<void*>(call_.d_out[field])) + b.first_row * width, width);
+      bind(b, code.carry(field), table_gradient_[field] + (2 * forest_.entries + b.first_row) * width, width);
+      for (int slot = 0; slot < code.slots; ++slot) bind(b, code.dprev(field, slot), lane.gathered[2 * (slot * code.fields + field) + 1], width);
+    }
+  }
+
+  void hand_on(const Code& code, const Block<T>& b, int64_t source) {
+    for (int field = 0; field < code.fields; ++field)
+      for (int row = 0; row < b.rows; ++row)
+        for (int slot = 0; slot < code.slots; ++slot)
+          add_to(field, gradient_row(forest_.source[source + row * code.slots + slot], forest_.owner[b.first_row + row]),
+                 b.base[code.dprev(field, slot)] + row * size(field));
+  }
+
+  T* state(int field, int64_t table_row) const {
+    const int64_t width = size(field);
+    if (table_row == 0) return static_cast<T*>(const_cast<void*>(call_.blank[field]));
+    if (table_row <= forest_.entries) return static_cast<T*>(const_cast<void*>(call_.entry[field])) + (table_row - 1) * width;
+    return static_cast<T*>(call_.out[field]) + (table_row - 1 - forest_.entries) * width;
+  }
+
+  // The table of gradients has a blank row for each entry, so that no two threads write to one.
+  int64_t gradient_row(int64_t table_row, int64_t entry) const { return table_row == 0 ? entry : forest_.entries + table_row - 1; }
+
+  void add_to(int field, int64_t row, const T* gradient) {
+    T* to = table_gradient_[field] + row * size(field);
+    for (int64_t i = 0; i < size(field); ++i) to[i] += gradient[i];
+  }
+
+  void table_results() {
+    for (int field = 0; field < fields(); ++field) {
+      const int64_t width = size(field), entries = forest_.entries;
+      std::memcpy(call_.d_entry[field], table_gradient_[field] + entries * width, sizeof(T) * static_cast<size_t>(entries * width));
+      T* blank = static_cast<T*>(call_.d_blank[field]);
+      std::memset(blank, 0, sizeof(T) * static_cast<size_t>(width));
+      for (int64_t entry = 0; entry < entries; ++entry)
+        for (int64_t i = 0; i < width; ++i) blank[i] += table_gradient_[field][entry * width + i];
+    }
+  }
+
+  // --- parameters' gradients: over all rows of a kind
+
+  void reduce(int k, const Reduction& reduction, int thread, int threads) {
+    int64_t number = -1, row_in_level = 0, left_in_level = 0;
+    auto rows_at = [&](int64_t, int rows, const T** left, const T** right) {
+      for (int i = 0; i < rows; ++i, ++row_in_level, --left_in_level) {
+        while (left_in_level == 0) {
+          do ++number;
+          while (forest_.levels[number].kind != k);
+          row_in_level = 0;
+          left_in_level = forest_.levels[number].rows;
+        }
+        left[i] = row_of(reduction.left, k, forest_.levels[number], row_in_level);
+        if (reduction.right.space >= 0) right[i] = row_of(reduction.right, k, forest_.levels[number], row_in_level);
+      }
+    };
+    add_gradient<P>(kinds_[k], reduction, kind_[k].rows, rows_at, row_pointers_[thread], reduction_space_[thread], thread, threads);
+  }
+
+  // Where a row of a space lies when the walk is over.
+  const T* row_of(const Left& side, int k, const ForestLevel& level, int64_t row) const {
+    const Code& code = *kinds_[k].code;
+    switch (side.space) {
+      case X: return static_cast<const T*>(call_.x) + (level.x + row) * code.input + side.offset;
+      case DX: return static_cast<const T*>(call_.d_x) + (level.x + row) * code.input + side.offset;
+      case FRAME: return kind_[k].frame + (level.first + row) * kind_[k].frame_stride + side.offset;
+      default: break;
+    }
+    const int number = side.space - FIRST_FIELD, states = code.slots * code.fields;
+    const int field = number % code.fields, slot = number / code.fields;
+    if (number < states) return state(field, forest_.source[level.source + row * code.slots + slot]) + side.offset;
+    const void* all = number < states + code.fields ? call_.out[field] : call_.d_out[field];
+    return static_cast<const T*>(all) + (level.start + row) * size(field) + side.offset;
+  }
+
+  static constexpr int most_threads = 256;
+  const Call& call_;
+  const Call* const kinds_;
+  const int kind_count_;
+  const ForestLevels& forest_;
+  const bool backward_;
+  Workspace space_;
+  Barrier barrier_;
+  int threads_ = 1, lanes_ = 1;
+  Kind* kind_ = nullptr;
+  Lane* lane_ = nullptr;
+  T* table_gradient_[most_fields] = {};
+  T* column_[most_threads];
+  Unit* reduction_space_[most_threads];
+  const T** row_pointers_[most_threads];
+};
+
+template <class P> static void forest_forward(const ForestCall& call) { Forest<P>(call, false).run(); }
+
+template <class P> static void forest_backward(const ForestCall& call) { Forest<P>(call, true).run(); }
+
+}  // namespace RIT_ISA
+}  // namespace rit
