@@ -54,7 +54,8 @@ class Zoneout(Wrapped):
     Args:
         cell: any cell.
         share: of every field's units, 0 to 1 (exclusive).
-        shares: of single fields, by name, such as c=0.5, h=0.05 (the paper's, for an LSTM). Default: `share`.
+        shares: of single fields, by name, such as c=0.5, h=0.05 (the paper's, for an LSTM). Default: `share`. Of a
+            state with a field that counts, such as the clock of `GroupedRNN`, name the others alone.
 
     Shapes:
         As the cell's. Its parameters are called `cell.…`: of a plain cell they load into `zoneout.cell`.
