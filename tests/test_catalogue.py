@@ -308,12 +308,16 @@ def test_a_state_can_be_pickled(variant: str) -> None:
     assert found._fields == state._fields
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [torch.nn.LSTMCell(3, 4), rit.nn.SelfFed(rit.GRU(5, 4), torch.nn.Linear(4, 2)), rit.nn.Zoneout(rit.LSTM(3, 4))],
-)
-def test_so_can_that_of_a_cell_around_another(cell: torch.nn.Module) -> None:
-    _, state = rit.Unfold(cell)(torch.randn(5, 2, 3))
+AROUND = {
+    "foreign": lambda: torch.nn.LSTMCell(3, 4),
+    "fed": lambda: rit.nn.SelfFed(rit.GRU(5, 4), torch.nn.Linear(4, 2)),
+    "zoneout": lambda: rit.nn.Zoneout(rit.LSTM(3, 4), 0.1),
+}
+
+
+@pytest.mark.parametrize("kind", AROUND)
+def test_so_can_that_of_a_cell_around_another(kind: str) -> None:
+    _, state = rit.Unfold(AROUND[kind]())(torch.randn(5, 2, 3))
     found = pickle.loads(pickle.dumps(state))
     assert type(found) is type(state)
     assert all(bool((one == other).all()) for one, other in zip(found, state, strict=True))

@@ -20,7 +20,7 @@ _total = threading.local()
 def state_type(*fields: str) -> Any:
     """The type of states with these fields, for cells that make theirs as they go; its instances can be pickled."""
     made: Any = namedtuple("State", fields)  # type: ignore[misc]
-    made.__reduce__ = _reduced
+    made.__reduce__ = _reduced  # type: ignore[method-assign, assignment]
     return made
 
 
