@@ -29,13 +29,16 @@ STRUCTURES = {
 
 
 def support_table() -> str:
-    """For each structure the executors that run it, in a row for all cells that are alike."""
-    lines = ["| cells | " + " | ".join(STRUCTURES) + " |", "|---" * (len(STRUCTURES) + 1) + "|"]
-    alike: dict[tuple[str, ...], list[str]] = {}
+    """For each structure the executors that run it: a column for cells, and a row for structures, that are alike."""
+    cells: dict[tuple[str, ...], list[str]] = {}
     for name, kind in sorted(CELLS.items()):
-        alike.setdefault(tuple(_executors(kind(2, 4), schedule) for schedule in STRUCTURES.values()), []).append(name)
-    for entries, names in alike.items():
-        lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {' | '.join(entries)} |")
+        cells.setdefault(tuple(_executors(kind(2, 4), schedule) for schedule in STRUCTURES.values()), []).append(name)
+    walks: dict[tuple[str, ...], list[str]] = {}
+    for structure, *entries in zip(STRUCTURES, *cells, strict=True):
+        walks.setdefault(tuple(entries), []).append(structure)
+    lines = ["| | " + " | ".join(", ".join(f"`{name}`" for name in names) for names in cells.values()) + " |"]
+    lines.append("|---" * (len(cells) + 1) + "|")
+    lines += [f"| {', '.join(structures)} | {' | '.join(entries)} |" for entries, structures in walks.items()]
     return "\n".join(lines)
 
 

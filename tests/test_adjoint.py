@@ -453,3 +453,9 @@ def test_what_forward_is_not_for() -> None:
     once = rit.Unfold(rit.Elman(2, 3), adjoint="forward")
     with pytest.raises(ArgumentError, match=r"^adjoint='forward' gives first derivatives only; for more use"):
         torch.autograd.grad(once(torch.randn(2, 1, 2))[0].sum(), once.cell.W.weight, create_graph=True)
+
+
+def test_forward_accumulation_under_a_transformation_says_so() -> None:
+    unfold = rit.Unfold(rit.GRU(2, 3), adjoint="forward")
+    with pytest.raises(ArgumentError, match=r"^adjoint='forward' does not go under a torch\.func transformation; take"):
+        torch.func.grad(lambda x: unfold(x)[0].sum())(torch.randn(5, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -296,3 +297,27 @@ def test_what_cannot_be_found(folder: Path, name: str, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         find(name)
     assert sys.path == path
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_state_can_be_pickled(variant: str) -> None:
+    cell = VARIANTS[variant](4, 4)
+    state = cell.zero_state(2, torch.zeros(()))
+    found = pickle.loads(pickle.dumps(state))
+    assert type(found) is type(state)
+    assert found._fields == state._fields
+
+
+AROUND = {
+    "foreign": lambda: torch.nn.LSTMCell(3, 4),
+    "fed": lambda: rit.nn.SelfFed(rit.GRU(5, 4), torch.nn.Linear(4, 2)),
+    "zoneout": lambda: rit.nn.Zoneout(rit.LSTM(3, 4), 0.1),
+}
+
+
+@pytest.mark.parametrize("kind", AROUND)
+def test_so_can_that_of_a_cell_around_another(kind: str) -> None:
+    _, state = rit.Unfold(AROUND[kind]())(torch.randn(5, 2, 3))
+    found = pickle.loads(pickle.dumps(state))
+    assert type(found) is type(state)
+    assert all(bool((one == other).all()) for one, other in zip(found, state, strict=True))

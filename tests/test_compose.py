@@ -387,6 +387,7 @@ CELL = rit.GRU(3, 4)
             lambda: Residual(rit.Unfold(CELL)),
             r"^Residual: the layer reads 3 features and gives 4; they are added, so they must be alike",
         ),
+        (lambda: Residual(rit.GRU(4, 4)), r"^Residual stands around a layer, an Unfold or a composition, not GRU\.$"),
         (lambda: Stack([]), r"^Stack: give at least one layer"),
         (
             lambda: Stack([rit.Unfold(CELL), rit.Unfold(CELL)]),
@@ -430,6 +431,16 @@ CELL = rit.GRU(3, 4)
         (
             lambda: Stack.of((rit.GRU, rit.LSTM), 3, (4, 4, 4)),
             r"^Stack: hidden_size lists 3 and there are 2 layers; give one for each",
+        ),
+        (lambda: Stack.of(rit.GRU, 3, 4, layers="2"), r"^Stack: layers must be at least 1, not '2'"),
+        (
+            lambda: Stack.of("lstm", 3, 4),
+            r"^Stack: cell must be a class, or a function of .*, not 'lstm'; ritornello\.cells\.find knows",
+        ),
+        (lambda: Stack.of(CELL, 3, 4), r"^Stack: cell is a GRU; give its class: each layer makes its own\.$"),
+        (
+            lambda: Stack.of(rit.GRU, 3, 4, dropout="0.1"),
+            r"^Stack: dropout must lie in 0 to 1 \(exclusive\), not '0\.1'",
         ),
         (lambda: Stack.of((), 3, 4), r"^Stack: layers must be at least 1, not 0"),
         (

@@ -508,9 +508,13 @@ def test_the_order_of_children_does_not_matter(variant: str, tree: list[int], ra
             ChainOnlyConcatenated,
             r"^ChainOnlyConcatenated cannot run over 3 predecessors \(Sizes of tensors must match.*ritornello\.total",
         ),
+        (
+            nn.LSTMCell,
+            r"^LSTMCell cannot run over 3 predecessors \(LSTMCell: Expected input to be 1D or 2D.*ritornello\.",
+        ),
     ],
 )
-def test_a_cell_for_chains_does_not_run_over_trees(kind: type[Cell], message: str) -> None:
+def test_a_cell_for_chains_does_not_run_over_trees(kind: type[nn.Module], message: str) -> None:
     unfold = rit.Unfold(kind(2, 4))
     with pytest.raises(CellError, match=message):
         unfold.over([[3, 3, 3, -1]], torch.randn(4, 2))

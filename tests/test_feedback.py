@@ -264,7 +264,9 @@ def test_a_context_is_seen_at_every_step() -> None:
 def test_no_steps_and_no_sequences() -> None:
     net, (x, truth) = decoder(), given()
     for feed in ("teacher", "free", 0.5):
-        assert net(x[:0], truth[:0], feed=feed).outputs.shape == (0, 4, SYMBOLS)
+        found = net(x[:0], truth[:0], feed=feed)
+        assert found.outputs.shape == (0, 4, SYMBOLS)
+        assert (found.chosen is None) if feed == "teacher" else (found.chosen.shape == (0, 4))
         assert net(x[:, :0], truth[:, :0], feed=feed).outputs.shape == (5, 0, SYMBOLS)
 
 
@@ -286,6 +288,12 @@ def test_teacher_forcing_is_captured_whole() -> None:
     assert_close(found, expected)
     parameters = dict(net.named_parameters())
     assert_close(gradients(found, parameters), gradients(expected, parameters))
+
+
+def test_free_running_is_captured_step_by_step() -> None:
+    net, (x, _) = decoder().eval(), given()
+    found = torch.compile(net, backend="eager", fullgraph=True)(x, feed="free")
+    assert_close(found.outputs, net(x, feed="free").outputs)
 
 
 def test_the_loop_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -348,6 +356,15 @@ REAL = Feedback(UNFOLD, nn.Linear(8, 4))
         (
             lambda: Stack([rit.Unfold(rit.GRU(3, 4)), NET]),
             r"^Stack: layer 1 is a Feedback; layers are Unfold, and compositions that",
+        ),
+        (lambda: NET(X, TRUTH.float()), r"^Feedback: truth must be symbols, integers, not torch\.float32\.$"),
+        (
+            lambda: NET(X, TRUTH, before=torch.zeros(2)),
+            r"^Feedback: before must be symbols, integers, not torch\.float32\.$",
+        ),
+        (
+            lambda: Feedback(rit.Unfold(rit.GRU(4, 8)), OUT, embed=EMBED)(feed="free", steps=-1, before=TRUTH[0]),
+            r"^Feedback: steps must be an integer of 0 or more, not -1\.$",
         ),
         (lambda: NET(X, feed="free", steps=3), r"^Feedback: steps is 3, and x or truth has 5\.$"),
         (

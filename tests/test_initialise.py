@@ -228,9 +228,18 @@ def test_identity_hands_on_what_is_held(variant: str) -> None:
 def test_weights_by_name() -> None:
     cell = rit.LSTM(4, 4)
     before = value(cell)
-    identity_(orthogonal_(cell, names=["U.weight"]), names=["W.weight"])
+    identity_(orthogonal_(cell, names=["U.weight"]), names="W.weight")
     assert_close(cell.W.weight, torch.eye(4).repeat(4, 1))
     assert not torch.equal(cell.U.weight, before["U.weight"])
+
+
+@pytest.mark.parametrize("initialise", [orthogonal_, identity_, forget_bias_, lambda cell: chrono_(cell, 50)])
+def test_initialisers_take_cells(initialise) -> None:
+    for other in (rit.Unfold(rit.LSTM(3, 4)), torch.nn.LSTMCell(3, 4)):
+        with pytest.raises(
+            ArgumentError, match=rf"^Initialisers take a ritornello\.Cell, not {type(other).__name__}\.$"
+        ):
+            initialise(other)
 
 
 @pytest.mark.parametrize(

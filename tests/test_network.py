@@ -236,8 +236,12 @@ def test_networks_are_layers() -> None:
             r"^Context: context must be a tensor of shape \(2, 2\), not \(2, 3\)\.$",
         ),
         (
-            lambda: Context(rit.Unfold(rit.GRU(3, 4)), 2)(torch.zeros(5, 1), context=None),
+            lambda: Context(rit.Unfold(rit.GRU(3, 4)), 2)(torch.zeros(5, 1)),
             r"^Context: context must be a tensor of shape \(2,\), not NoneType\.$",
+        ),
+        (
+            lambda: Stack([Context(rit.Unfold(rit.GRU(3, 4)), 2)])(torch.zeros(5, 3, 1)),
+            r"^Context: context must be a tensor of shape \(3, 2\), not NoneType\.$",
         ),
         (
             lambda: Network(rit.Unfold(rit.GRU(3, 4)), encode=nn.Linear(2, 3))(torch.zeros(5, 2, 2), lengths=[6, 1]),

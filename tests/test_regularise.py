@@ -334,6 +334,23 @@ def test_weight_drop_names_parameters() -> None:
     assert network(torch.randn(5, 4, 3), lengths=LENGTHS)[0].shape == (4, 8)
 
 
+@pytest.mark.parametrize("name", [name for name, kind in CELLS.items() if kind(3, 4).recurrent])
+def test_weight_drop_knows_the_recurrent_weights_of_every_cell(name: str) -> None:
+    plain, wrapped = CELLS[name](3, 4), Zoneout(CELLS[name](3, 4), 0.1)
+    assert {*WeightDrop(rit.Unfold(plain)).dropped} == {f"cell.{own}" for own in plain.recurrent}
+    assert {*WeightDrop(rit.Unfold(wrapped)).dropped} == {f"cell.cell.{own}" for own in plain.recurrent}
+    assert {*WeightDrop(plain).dropped} == {*plain.recurrent}
+
+
+def test_weight_drop_of_weights_that_are_given() -> None:
+    """Within another one, and under torch.func, a weight is a tensor and no parameter."""
+    twice = WeightDrop(WeightDrop(rit.Unfold(rit.LSTM(3, 4)), share=0.3), share=0.3)
+    assert twice(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
+    layer, x = WeightDrop(rit.Unfold(rit.Elman(3, 4))), torch.randn(5, 2, 3)
+    given = {name: torch.zeros_like(value) for name, value in layer.named_parameters()}
+    assert not torch.func.functional_call(layer, given, (x,))[0].any()
+
+
 # --- files, copies, graphs
 
 
@@ -460,6 +477,14 @@ LSTM = rit.LSTM(3, 4)
         (
             lambda: WeightDrop(rit.Unfold(LSTM), "U.weight"),
             r"^WeightDrop: no parameter is called 'U\.weight': did you mean cell\.U\.weight .*Known: cell\.U\.weight, ",
+        ),
+        (
+            lambda: WeightDrop(rit.nn.LSTM(3, 4)),
+            r"^WeightDrop: no cell in this LSTM names recurrent weights; say names=\.\.\., some of weight_ih_l0, ",
+        ),
+        (
+            lambda: VariationalDropout(LSTM, recurrent=0.2).stepper(),
+            r"^No stepper in training: a mask holds for a whole call; say \.eval\(\) first\.$",
         ),
         (
             lambda: activation_regularisation(torch.zeros(5, 2, 3), lengths=[6, 1]),

@@ -84,6 +84,15 @@ def test_what_does_not_fit_is_named() -> None:
             unfold.stepper(rows)(torch.zeros(shape))
     with pytest.raises(ArgumentError, match=r"^state field 'h' has shape \(2, 7\); expected \(1, 7\)"):
         step(torch.zeros(1, 5), (torch.zeros(2, 7), torch.zeros(2, 7)))
+    h = torch.zeros(1, 7)
+    for state, message in (
+        ((h,), r"^state has 1 fields; LSTM\.State has 2: h, c \(missing: c\)\.$"),
+        ((h, h, h), r"^state has 3 fields; LSTM\.State has 2: h, c \(not among them: number 3\)\.$"),
+        ({"h": h, "m": h}, r"^state has the fields h, m; LSTM\.State has h, c \(missing: c; not among them: m\)\.$"),
+        ((h, h.double()), r"^state field 'c' is torch\.float64"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            step(torch.zeros(1, 5), state)
     with pytest.raises(ArgumentError, match=r"^rows must be a positive integer, not 0"):
         unfold.stepper(0)
     with pytest.raises(ArgumentError, match=r"^No stepper in bfloat16"):

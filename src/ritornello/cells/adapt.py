@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ritornello.cells.cell import Cell
+from ritornello.cells.cell import Cell, state_type
 from ritornello.cells.untouched import untouched
 from ritornello.errors import ArgumentError
 
@@ -83,7 +81,7 @@ class Adapted(Cell):
     @property
     def State(self) -> Any:
         """The type of the state."""
-        return _state_type(self._fields)
+        return state_type(*self._fields)
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
@@ -98,11 +96,6 @@ class Adapted(Cell):
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, state as {self._style.name}"
-
-
-@cache
-def _state_type(fields: tuple[str, ...]) -> Any:
-    return namedtuple("State", fields)
 
 
 def _size(module: nn.Module, given: int | None, names: Sequence[str]) -> int | None:

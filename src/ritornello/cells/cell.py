@@ -6,6 +6,7 @@ import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -13,6 +14,22 @@ from torch import Tensor, nn
 from ritornello.errors import ArgumentError
 
 _total = threading.local()
+
+
+@cache
+def state_type(*fields: str) -> Any:
+    """The type of states with these fields, for cells that make theirs as they go; its instances can be pickled."""
+    made: Any = namedtuple("State", fields)  # type: ignore[misc]
+    made.__reduce__ = _reduced  # type: ignore[method-assign, assignment]
+    return made
+
+
+def _reduced(state: Any) -> tuple[Any, ...]:
+    return _state, (state._fields, tuple(state))
+
+
+def _state(fields: tuple[str, ...], values: tuple[Tensor, ...]) -> Any:
+    return state_type(*fields)(*values)
 
 
 class Cell(nn.Module):
@@ -54,6 +71,12 @@ class Cell(nn.Module):
     keeps: ClassVar[tuple[str, ...]] = ()  # the gates that keep the memory where they are open,
     writes: ClassVar[tuple[str, ...]] = ()  # and those that write it anew
     gate_bias: ClassVar[str] = "W.bias"  # the name of their biases, stacked in the order of `gates`
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls).get("State")
+        if isinstance(own, type) and own.__qualname__ == "State":
+            own.__qualname__ = f"{cls.__qualname__}.State"  # where pickle finds it
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ritornello.cells.cell import Cell, total
+from ritornello.cells.cell import Cell, state_type, total
 from ritornello.cells.initialise import uniform_
 from ritornello.errors import ArgumentError
-
-_STATES: dict[bool, Any] = {False: namedtuple("State", "h"), True: namedtuple("State", "y h")}
 
 
 class DeepTransition(Cell):
@@ -82,7 +79,7 @@ class DeepTransition(Cell):
 
     @property
     def State(self) -> Any:
-        return _STATES[len(self.output) > 0]
+        return state_type("y", "h") if len(self.output) else state_type("h")
 
     def forward(self, x: Tensor, s: Any) -> Any:
         before = total(s.h)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def add_to_gate_bias_(cell: Cell, bias: Tensor, gate: str, value: float) -> None
 
 
 @torch.no_grad()
-def orthogonal_(cell: Cell, gain: float = 1.0, names: Sequence[str] = ()) -> Cell:
+def orthogonal_(cell: Cell, gain: float = 1.0, names: str | Sequence[str] = ()) -> Cell:
     """Makes the recurrent weights orthogonal, gate by gate, so that they keep lengths (Saxe et al. 2014).
 
     A block that is not square, such as a projection, gets orthonormal rows or columns, whichever are fewer.
@@ -35,7 +36,7 @@ def orthogonal_(cell: Cell, gain: float = 1.0, names: Sequence[str] = ()) -> Cel
     Args:
         cell: changed in place.
         gain: of each block.
-        names: the weights. Default: `cell.recurrent`, as the catalogue's cells name theirs.
+        names: the weights, or one. Default: `cell.recurrent`, as the catalogue's cells name theirs.
 
     Returns:
         the cell.
@@ -56,7 +57,7 @@ def orthogonal_(cell: Cell, gain: float = 1.0, names: Sequence[str] = ()) -> Cel
 
 
 @torch.no_grad()
-def identity_(cell: Cell, scale: float = 1.0, names: Sequence[str] = ()) -> Cell:
+def identity_(cell: Cell, scale: float = 1.0, names: str | Sequence[str] = ()) -> Cell:
     """Makes the recurrent weights the identity times `scale`, gate by gate: at first a unit hands on what it holds
     (Le, Jaitly & Hinton 2015).
 
@@ -77,10 +78,11 @@ def identity_(cell: Cell, scale: float = 1.0, names: Sequence[str] = ()) -> Cell
     return cell
 
 
-def _blocks(cell: Cell, names: Sequence[str]) -> list[tuple[str, Tensor]]:
+def _blocks(cell: Cell, names: str | Sequence[str]) -> list[tuple[str, Tensor]]:
     """The parts of recurrent weights, each with its parameter's name: one for each gate that is stacked there."""
     kind, known = type(cell).__name__, dict(cell.named_parameters())
-    names = names or cell.recurrent
+    _check(cell)
+    names = [names] if isinstance(names, str) else names or cell.recurrent
     if not names:
         raise ArgumentError(f"{kind} has no recurrent weights.")
     found = []
@@ -115,6 +117,7 @@ def forget_bias_(cell: Cell, value: float = 1.0) -> Cell:
         >>> forget_bias_(rit.LSTM(3, 1), 2.0).W.bias[1].item()
         2.0
     """
+    _check(cell)
     for gate in cell.keeps or _memory_gates(cell):
         _gate_bias(cell, gate).fill_(value if gate in cell.keeps else -value)
     return cell
@@ -147,13 +150,20 @@ def chrono_(cell: Cell, longest: float, shortest: float = 1.0) -> Cell:
     """
     if not 0 < shortest < longest - 1:
         raise ArgumentError(f"chrono_: shortest must lie in 0 to longest - 1, not {shortest} beside {longest}.")
+    gates = _memory_gates(cell)
     bias = torch.empty(cell.hidden_size).uniform_(shortest, longest - 1).log()
-    for gate in _memory_gates(cell):
+    for gate in gates:
         _gate_bias(cell, gate).copy_(bias if gate in cell.keeps else -bias)
     return cell
 
 
+def _check(cell: Any) -> None:
+    if not isinstance(cell, Cell):
+        raise ArgumentError(f"Initialisers take a ritornello.Cell, not {type(cell).__name__}.")
+
+
 def _memory_gates(cell: Cell) -> tuple[str, ...]:
+    _check(cell)
     if not cell.keeps and not cell.writes:
         raise ArgumentError(f"{type(cell).__name__} has no gate that keeps its memory.")
     return cell.keeps + cell.writes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -191,7 +192,8 @@ class Unfold(nn.Module):
             raise ArgumentError(
                 f"No stepper in {str(like.dtype)[6:]}: its states are kept in float32; convert the model first."
             )
-        return Stepper(plan, self.cell, self.cell.State, blank, like, rows)
+        settle = partial(door.settle_state, self.cell, blank=blank, x=like, entries=rows)
+        return Stepper(plan, self.cell, settle, like, rows)
 
     def _captured(self, x: Tensor) -> Captured | None:
         """What a graph that is being captured holds of the cell, if the unfolding can be one node of it."""

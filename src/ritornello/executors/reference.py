@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ritornello.cells.adapt import name_of
 from ritornello.cells.cell import Cell, meaning_of_total, over_predecessors
-from ritornello.errors import CellError
+from ritornello.errors import CellError, RitornelloError
 from ritornello.executors.request import Request, Result
 from ritornello.program import damped
 from ritornello.structures import Level, is_chain, segments
@@ -130,9 +130,9 @@ def _step(cell: Cell, x: Tensor, state: Any, damping: Tensor | None) -> Any:
     try:
         with meaning_of_total(over_predecessors):
             new = cell(x.unsqueeze(1), state)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, RitornelloError):
         raise
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise CellError(
             f"{name_of(cell)} cannot run over {predecessors} predecessors ({error}); "
             f"to run it over trees, sum over predecessors with ritornello.total(...)."

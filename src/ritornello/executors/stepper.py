@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,14 +31,16 @@ class Stepper:
         True
     """
 
-    def __init__(self, plan: Plan, cell: nn.Module, kind: Any, initial: Any, like: Tensor, rows: int) -> None:
+    def __init__(self, plan: Plan, cell: nn.Module, settle: Callable[[Any], Any], like: Tensor, rows: int) -> None:
         from ritornello import _core
 
         fields = len(plan.sizes)
         compiled = plan.compiled(Wants(False, False, (False,) * fields))
         values = [value.detach() for value in compiled.parameter_values(cell, like.dtype)]
-        self._initial = [field.detach().expand(rows, -1) for field in initial]
-        self._states = [kind(*(field.clone() for field in self._initial)) for _ in range(2)]
+        self._settle = settle
+        initial = settle(None)
+        self._initial = type(initial)(*(field.detach() for field in initial))
+        self._states = [type(initial)(*(field.clone() for field in self._initial)) for _ in range(2)]
         shape, self._dtype = torch.Size((rows, compiled.code.input_size)), like.dtype
         self._shapes = (shape, shape[1:]) if rows == 1 else (shape,)
         self._core = _core.Stepper(
@@ -59,7 +62,7 @@ class Stepper:
 
         Args:
             x: (rows, input_size); (input_size,) for one row.
-            state: what the last call returned, or fields (rows, size), or None for the initial state.
+            state: what the last call returned, or one as `Unfold.forward` takes it. Default: the initial state.
 
         Returns:
             the output and the new state, overwritten by the step after the next.
@@ -85,11 +88,7 @@ class Stepper:
         return x.contiguous()
 
     def _load(self, state: Any, into: Any) -> None:
-        given = self._initial if state is None else state
-        for name, field, value in zip(into._fields, into, given, strict=True):
-            if value.shape != field.shape:
-                raise ArgumentError(
-                    f"state field {name!r} has shape {tuple(value.shape)}; expected {tuple(field.shape)}."
-                )
+        given = self._initial if state is None else self._settle(state)
+        for field, value in zip(into, given, strict=True):
             if value is not field:
                 field.copy_(value.detach())

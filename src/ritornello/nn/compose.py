@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from ritornello.engine import Unfold
 from ritornello.errors import ArgumentError
 from ritornello.nn.bidirectional import Bidirectional
-from ritornello.nn.protocol import Around, Lengths, ending, is_layer, state_sizes, without_padding
+from ritornello.nn.protocol import (
+    Around,
+    Lengths,
+    check_share,
+    checked_layer,
+    ending,
+    is_layer,
+    state_sizes,
+    without_padding,
+)
 from ritornello.nn.state import parts_of
 from ritornello.nn.variational import VariationalDropout
 
@@ -34,7 +43,7 @@ class Residual(Around):
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        super().__init__(layer)
+        super().__init__(checked_layer("Residual", layer))
         if layer.input_size != layer.output_size:
             raise ArgumentError(
                 f"Residual: the layer reads {layer.input_size} features and gives {layer.output_size}; "
@@ -83,8 +92,7 @@ class Stack(nn.Module):
                     f"Stack: layer {number} is a {type(layer).__name__}; "
                     "layers are Unfold, and compositions that tell their sizes and give the outputs of every step."
                 )
-        if not 0 <= dropout < 1:
-            raise ArgumentError(f"Stack: dropout must lie in 0 to 1 (exclusive), not {dropout}.")
+        check_share("Stack", "dropout", dropout)
         self.input_size: int = held[0].input_size
         self.batch_first: bool = held[0].batch_first
         beside, told = (self.input_size, f", beside the {self.input_size} of x,") if skip else (0, "")
@@ -199,15 +207,23 @@ class Stack(nn.Module):
 
 def _each_layer(cell: Any, hidden_size: Any, layers: int | None) -> list[tuple[Any, int]]:
     """A maker of cells and a size for each layer."""
-    lists = {"cell": cell, "hidden_size": hidden_size}
-    lists = {name: list(given) for name, given in lists.items() if isinstance(given, Sequence)}
+    given = (("cell", cell), ("hidden_size", hidden_size))
+    lists = {name: list(each) for name, each in given if isinstance(each, Sequence) and not isinstance(each, str)}
     counts = {name: len(given) for name, given in lists.items()}
     if layers is None:
         layers = next(iter(counts.values()), 1)
-    if layers < 1:
-        raise ArgumentError(f"Stack: layers must be at least 1, not {layers}.")
+    if not isinstance(layers, int) or layers < 1:
+        raise ArgumentError(f"Stack: layers must be at least 1, not {layers!r}.")
     for name, count in counts.items():
         if count != layers:
             raise ArgumentError(f"Stack: {name} lists {count} and there are {layers} layers; give one for each.")
     cells = lists.get("cell", [cell] * layers)
+    for make in cells:
+        if isinstance(make, nn.Module):
+            raise ArgumentError(f"Stack: cell is a {type(make).__name__}; give its class: each layer makes its own.")
+        if not callable(make):
+            raise ArgumentError(
+                f"Stack: cell must be a class, or a function of (input_size, hidden_size), not {make!r}; "
+                "ritornello.cells.find knows them by name."
+            )
     return list(zip(cells, lists.get("hidden_size", [hidden_size] * layers), strict=True))

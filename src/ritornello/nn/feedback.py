@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ritornello.engine import door
 from ritornello.errors import ArgumentError
-from ritornello.nn.protocol import Lengths, is_layer, walks_back, without_padding
+from ritornello.nn.protocol import Lengths, checked_layer, walks_back, without_padding
 
 _log = logging.getLogger("ritornello")
 
@@ -81,11 +81,7 @@ class Feedback(nn.Module):
         start: float = 0,
         end: int | None = None,
     ) -> None:
-        if not is_layer(layer):
-            raise ArgumentError(
-                f"Feedback stands around a layer, an Unfold or a composition, not {type(layer).__name__}."
-            )
-        if walks_back(layer):
+        if walks_back(checked_layer("Feedback", layer)):
             raise ArgumentError(
                 "Feedback: the layer walks backwards somewhere; what is fed back lies in the past alone."
             )
@@ -137,7 +133,8 @@ class Feedback(nn.Module):
         known = first if given.truth is None else torch.cat([first, given.truth], self._time)
         read = self._read(x, known.narrow(self._time, 0, given.steps))
         outputs, last = self.layer(read, state, lengths=lengths, **options)
-        return Fed(without_padding(self.output(outputs), lengths, self.batch_first), None, given.lengths, last)
+        chosen = None if feed == "teacher" or self.embed is None else known.narrow(self._time, 0, 0)
+        return Fed(without_padding(self.output(outputs), lengths, self.batch_first), chosen, given.lengths, last)
 
     @property
     def _time(self) -> int:
@@ -155,7 +152,8 @@ class Feedback(nn.Module):
 
     def _walk(self, given: _Given, state: Any, feed: str | float, temperature: float, options: dict[str, Any]) -> Fed:
         """Step by step."""
-        _tell()
+        if not torch.compiler.is_compiling():
+            _tell()
         time, before = self._time, given.before
         free, symbols = feed == "free", self.embed is not None
         forced = torch.rand(given.steps, len(before), device=before.device) < (0.0 if isinstance(feed, str) else feed)
@@ -213,6 +211,11 @@ class Feedback(nn.Module):
                 told = f"{tuple(value.shape[:2])} ({', '.join(axes)})"
                 raise ArgumentError(f"Feedback: x has {tuple(sizes)} and truth {told}; make them alike.")
             sizes = value.shape[:2]
+        for name, value in (("truth", truth), ("before", before)):
+            if self.embed is not None and value is not None and value.is_floating_point():
+                raise ArgumentError(f"Feedback: {name} must be symbols, integers, not {value.dtype}.")
+        if steps is not None and (not isinstance(steps, int) or steps < 0):
+            raise ArgumentError(f"Feedback: steps must be an integer of 0 or more, not {steps!r}.")
         if sizes is None and (steps is None or before is None):
             raise ArgumentError("Feedback: without x and truth, say how many steps, and what came before.")
         if sizes is not None and steps not in (None, sizes[self._time]):

@@ -5,7 +5,6 @@ These cells are never trained: each is traced once for its program, which then r
 
 from __future__ import annotations
 
-from collections import namedtuple
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -14,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from ritornello.cells.cell import Cell
+from ritornello.cells.cell import Cell, state_type
 from ritornello.engine.op import Captured, capture_plan
 from ritornello.executors.plan import Plan, make_plan
 
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
-STATES: dict[tuple[str, ...], Any] = {names: namedtuple("State", names) for names in (("h",), ("h", "c"))}
+STATES: dict[tuple[str, ...], Any] = {names: state_type(*names) for names in (("h",), ("h", "c"))}
 
 
 class Layer(NamedTuple):

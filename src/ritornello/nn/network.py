@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ritornello.errors import ArgumentError, nearest
 from ritornello.nn.bidirectional import Bidirectional
 from ritornello.nn.compose import Residual
-from ritornello.nn.protocol import Around, Function, Lengths, ending, is_layer, state_sizes, without_padding
+from ritornello.nn.protocol import Around, Function, Lengths, checked_layer, ending, state_sizes, without_padding
 from ritornello.nn.state import leaves, refill
 
 READS = ("acceptor", "encoder", "transducer")
@@ -72,7 +72,7 @@ class Network(Around):
     ) -> None:
         if reads not in READS:
             raise ArgumentError(f"Unknown reads {reads!r}: {nearest(reads, READS)}.")
-        super().__init__(_checked("Network", layer))
+        super().__init__(checked_layer("Network", layer))
         self.encode, self.decode, self.reads = encode, decode, reads
         if reads == "acceptor":
             _check_ending(layer)
@@ -154,7 +154,7 @@ class Context(Around):
     def __init__(self, layer: Any, size: int, into: str = "both") -> None:
         if into not in INTO:
             raise ArgumentError(f"Unknown into {into!r}: {nearest(into, INTO)}.")
-        super().__init__(_checked("Context", layer))
+        super().__init__(checked_layer("Context", layer))
         if not isinstance(size, int) or size < 1:
             raise ArgumentError(f"Context: size must be a positive integer, not {size!r}.")
         if into != "state" and layer.input_size < size:
@@ -170,7 +170,9 @@ class Context(Around):
         """Features of x."""
         return self.layer.input_size - (self.size if self.into != "state" else 0)
 
-    def forward(self, x: Tensor, state: Any = None, *, context: Tensor, **options: Any) -> tuple[Tensor, Any]:
+    def forward(
+        self, x: Tensor, state: Any = None, *, context: Tensor | None = None, **options: Any
+    ) -> tuple[Tensor, Any]:
         """As the layer's forward.
 
         Args:
@@ -194,12 +196,6 @@ class Context(Around):
 
     def extra_repr(self) -> str:
         return f"{self.size}, into={self.into!r}"
-
-
-def _checked(owner: str, layer: nn.Module) -> nn.Module:
-    if not is_layer(layer):
-        raise ArgumentError(f"{owner} stands around a layer, an Unfold or a composition, not {type(layer).__name__}.")
-    return layer
 
 
 def _check_ending(layer: nn.Module) -> None:

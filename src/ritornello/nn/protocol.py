@@ -25,6 +25,13 @@ def is_layer(module: Any) -> bool:
     return sizes and getattr(module, "reads", "transducer") == "transducer"
 
 
+def checked_layer(owner: str, module: Any) -> Any:
+    """The module; raises ArgumentError unless it is a layer."""
+    if not is_layer(module):
+        raise ArgumentError(f"{owner} stands around a layer, an Unfold or a composition, not {type(module).__name__}.")
+    return module
+
+
 def walks_back(layer: nn.Module) -> bool:
     """Whether some unfolding in a layer is reversed."""
     return any(isinstance(part, Unfold) and part.reverse for part in layer.modules())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ritornello.cells import Cell
 from ritornello.engine import door
 from ritornello.errors import ArgumentError, nearest
 from ritornello.nn.protocol import Around, Lengths, check_share, layout_of, without_padding
@@ -23,15 +25,15 @@ class WeightDrop(Around):
 
     Args:
         layer: an `Unfold`, a composition, or any other module.
-        names: which parameters, by the layer's names for them, or patterns with * of these. Default "*U.weight": the
-            recurrent weights of the catalogue's cells.
+        names: which parameters, by the layer's names for them, or patterns with * of these. Default: the recurrent
+            weights, as the layer's cells name theirs (`Cell.recurrent`).
         share: of each one's entries, the others scaled by 1/(1 - share). Default 0.5.
 
     Shapes:
         As the layer's. Its parameters are called `layer.…`, and stay whole: what is dropped is a copy.
 
     Raises:
-        ArgumentError: a share out of range, or a name that no parameter has.
+        ArgumentError: a share out of range, a name that no parameter has, or no names where no cell has any.
 
     Example:
         >>> import torch, ritornello as rit
@@ -42,11 +44,11 @@ class WeightDrop(Around):
         torch.Size([5, 2, 4])
     """
 
-    def __init__(self, layer: nn.Module, names: str | Sequence[str] = "*U.weight", share: float = 0.5) -> None:
+    def __init__(self, layer: nn.Module, names: str | Sequence[str] = (), share: float = 0.5) -> None:
         super().__init__(layer)
         check_share("WeightDrop", "share", share)
         known = [name for name, _ in layer.named_parameters()]
-        patterns = [names] if isinstance(names, str) else names
+        patterns = [names] if isinstance(names, str) else names or _recurrent(layer, known)
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in known):
                 raise ArgumentError(f"WeightDrop: no parameter is called {pattern!r}: {nearest(pattern, known)}.")
@@ -57,11 +59,25 @@ class WeightDrop(Around):
         """As the layer's forward."""
         if not self.training or not self.share:
             return self.layer(*args, **options)
-        weights = {name: F.dropout(self.layer.get_parameter(name), self.share) for name in self.dropped}
+        weights = {name: F.dropout(attrgetter(name)(self.layer), self.share) for name in self.dropped}
         return functional_call(self.layer, weights, args, options)
 
     def extra_repr(self) -> str:
         return f"share={self.share}, dropped={', '.join(self.dropped)}"
+
+
+def _recurrent(layer: nn.Module, known: Sequence[str]) -> list[str]:
+    """The names of the recurrent weights of a layer's cells."""
+    cells = [(path, cell) for path, cell in layer.named_modules() if isinstance(cell, Cell)]
+    found = [
+        name for path, cell in cells for own in cell.recurrent if (name := f"{path}.{own}".removeprefix(".")) in known
+    ]
+    if not found:
+        raise ArgumentError(
+            f"WeightDrop: no cell in this {type(layer).__name__} names recurrent weights; say names=..., some of "
+            f"{', '.join(known)}."
+        )
+    return found
 
 
 def activation_regularisation(

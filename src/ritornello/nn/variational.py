@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ritornello.cells.adapt import name_of
 from ritornello.engine import Unfold, door
-from ritornello.errors import CellError
+from ritornello.errors import ArgumentError, CellError
+from ritornello.executors.stepper import Stepper
 from ritornello.nn.protocol import check_share
 from ritornello.nn.wrapped import Wrapped
 
@@ -83,6 +84,12 @@ class VariationalDropout(Unfold):
         x = self._with_masks(x, len(trees), lambda mask: mask.repeat_interleave(sizes, 0))
         return super().over(trees, x, state, **options)
 
+    def stepper(self, rows: int = 1) -> Stepper:
+        """As `Unfold.stepper`, in evaluation."""
+        if self._masked.active:
+            raise ArgumentError("No stepper in training: a mask holds for a whole call; say .eval() first.")
+        return super().stepper(rows)
+
     def _with_masks(self, x: Tensor, count: int, spread: Any) -> Tensor:
         """x under its mask, and beside it that of h; one for each of so many sequences."""
         if self.inputs and self.training:
@@ -125,7 +132,7 @@ class Masked(Wrapped):
         if not reading.masked:
             raise CellError(
                 f"VariationalDropout: no product in {name_of(self.cell)} that torch shows reads its "
-                f"{self.State._fields[0]}; write it with nn.Linear or @."
+                f"{self.State._fields[0]}; write it with nn.Linear or @, or say inputs alone."
             )
         return new
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ritornello.cells.adapt import Adapted, name_of
-from ritornello.cells.cell import Cell, total
+from ritornello.cells.cell import Cell, state_type, total
 from ritornello.errors import ArgumentError, nearest
 from ritornello.nn.protocol import check_share
 
@@ -54,7 +52,8 @@ class Zoneout(Wrapped):
     Args:
         cell: any cell.
         share: of every field's units, 0 to 1 (exclusive).
-        shares: of single fields, by name, such as c=0.5, h=0.05 (the paper's, for an LSTM). Default: `share`.
+        shares: of single fields, by name, such as c=0.5, h=0.05 (the paper's, for an LSTM). Default: `share`. Of a
+            state with a field that counts, such as the clock of `GroupedRNN`, name the others alone.
 
     Shapes:
         As the cell's. Its parameters are called `cell.…`: of a plain cell they load into `zoneout.cell`.
@@ -138,7 +137,8 @@ class SelfFed(Cell):
     @property
     def State(self) -> Any:
         """The type of the state."""
-        return _state_type(self.cell.State._fields)
+        fields = self.cell.State._fields
+        return state_type("y" if "y" not in fields else "fed", *fields)
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
@@ -148,8 +148,3 @@ class SelfFed(Cell):
     def forward(self, x: Tensor, s: Any) -> Any:
         new = self.cell(torch.cat([x, total(s[0])], -1), self.cell.State(*s[1:]))
         return self.State(self.output(new[0]), *new)
-
-
-@lru_cache(maxsize=64)
-def _state_type(fields: tuple[str, ...]) -> Any:
-    return namedtuple("State", ("y" if "y" not in fields else "fed", *fields))
