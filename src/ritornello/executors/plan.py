@@ -73,8 +73,8 @@ class Plan:
         if key not in self._kinds:
             assert self.traced is not None
             try:
-                program = unroll(self.traced, slots)
-                self._kinds[key] = Plan(simplify(zeroed(program, stateless, inputless)))
+                program = simplify(unroll(self.traced, slots))
+                self._kinds[key] = Plan(zeroed(program, stateless, inputless))
             except CellError as error:
                 self._kinds[key] = error
         found = self._kinds[key]

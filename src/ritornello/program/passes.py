@@ -75,13 +75,26 @@ def _sum(b: Builder, values: Sequence[Value]) -> Value:
 
 
 def zeroed(program: Program, states: bool, x: bool) -> Program:
-    """The same for rows whose states, or whose input, are zero."""
+    """The same for rows whose states, or whose input, are zero: their products go, all else is computed as it stood."""
     names = {name for name, is_zero in (("state", states), ("x", x)) if is_zero}
 
     def rule(b: Builder, node: Node, args: tuple[Value, ...]) -> Value | None:
-        return b.expand(b.constant(0), node.size) if node.op in names else None
+        if node.op in names:
+            return b.expand(b.constant(0), node.size)
+        if node.op != "affine":
+            return None
+        start, rest = args[: len(args) % 2], args[len(args) % 2 :]
+        left = [term for term in zip(rest[::2], rest[1::2], node.attributes[1], strict=True) if not _is_zero(b, term[0])]
+        if left:
+            return b.affine(start[0] if start else None, left, node.size)
+        return start[0] if start else b.expand(b.constant(0), node.size)
 
     return rewrite(program, rule)
+
+
+def _is_zero(b: Builder, value: Value) -> bool:
+    node = b.nodes[value]
+    return node.op == "expand" and b.constant_of(node.args[0]) == 0
 
 
 def damp(program: Program) -> Program:
@@ -192,7 +205,7 @@ def _apart(b: Builder, v: Value, weight: Value, term: Term) -> Iterator[tuple[Va
     for part in node.args if node.op == "cat" else (v,):
         moved = term.moved(at, 0) if term.back else term.moved(0, at)
         at += b.size(part)
-        if not (b.nodes[part].op == "expand" and b.constant_of(b.nodes[part].args[0]) == 0):
+        if not _is_zero(b, part):
             yield part, weight, moved
 
 
@@ -203,7 +216,7 @@ def _goes_on(reader: Node, value: Value) -> bool:
 
 def _plain(b: Builder, node: Node, parts: dict[Value, _Sum], new: dict[Value, Value]) -> Value:
     """A sum without products, added up as it stood."""
-    args = [new[arg] if arg in new else parts[arg].plain(b) for arg in node.args]
+    args = [new[arg] if arg in new else _sum(b, parts[arg].values) for arg in node.args]
     return b.add(*args)
 
 
@@ -219,10 +232,6 @@ class _Sum:
         self.values.extend(other.values)
         self.products.extend(other.products)
 
-    def plain(self, b: Builder) -> Value:
-        """The values alone, in order."""
-        return _sum(b, self.values) if self.values else b.expand(b.constant(0), self.size)
-
     def build(self, b: Builder) -> Value:
         rates = sorted({b.rate(v) for v in self.values} | {self._rate(b, p) for p in self.products})
         total: Value | None = None
@@ -234,7 +243,8 @@ class _Sum:
                 if total is not None and b.size(total) != self.size:
                     total = b.expand(total, self.size)
                 total = b.affine(total, here, self.size)
-        return b.expand(b.constant(0), self.size) if total is None else total
+        assert total is not None
+        return total
 
     @staticmethod
     def _rate(b: Builder, product: tuple) -> int:
