@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import statistics
 import sys
@@ -83,17 +84,17 @@ def updates(cell: str, hidden: int, minutes: float, quiet: float) -> int:
 
 
 def trained(out: str, text: str, cell: str, hidden: int, steps: int, rate: float, seed: int, parts: tuple) -> dict:
-    """Trains one model, or goes on with it, and scores it; one whose loss is no number any more has a score of 99."""
+    """Trains one model, or goes on with it, and scores it."""
     begin = time.monotonic()
-    options = {**COMMON, "cell": cell, "hidden": hidden, "steps": steps, "lr": rate, "seed": seed}
     try:
-        started = (Path(out) / "config.json").exists()
-        run = task.resume(out) if started else task.train(out, train=[text], evaluations=5, **options)
-        scores = {part: run.evaluate(part)["loss"] for part in parts}
-    except RunError as error:
-        if "The loss is" not in str(error):
-            raise
-        scores = dict.fromkeys(parts, 99.0)
+        if (Path(out) / "config.json").exists():
+            run = task.resume(out, cell=cell)
+        else:
+            options = {**COMMON, "cell": cell, "hidden": hidden, "steps": steps, "lr": rate, "seed": seed}
+            run = task.train(out, train=[text], evaluations=5, **options)
+        scores: dict[str, Any] = {part: run.evaluate(part)["loss"] for part in parts}
+    except RunError as error:  # the loss is no number any more, which ends this run and no other
+        scores = {**dict.fromkeys(parts, math.inf), "error": str(error)}
     return {**scores, "seconds": time.monotonic() - begin}
 
 
@@ -118,6 +119,12 @@ class Results:
 
 def measure(results: Results, cells: list[str], parameters: int, minutes: float, quiet: float, bar: Progress) -> None:
     """How many units and updates each cell gets, one cell after the other."""
+    for plan in (row for row in results.rows if row["kind"] == "plan" and row["cell"] in cells):
+        if (plan["hidden"], plan["minutes"]) != (units(plan["cell"], parameters), minutes):
+            raise ArgumentError(
+                f"{results.path} holds {plan['cell']} with {plan['hidden']} units and {plan['minutes']:g} minutes; "
+                "for other --parameters or --minutes name another folder by --out."
+            )
     left = [cell for cell in cells if not results.find(kind="plan", cell=cell)]
     for cell in bar.track(left, description="how fast is each"):
         hidden = units(cell, parameters)
@@ -156,7 +163,7 @@ def trials(results: Results, text: str, cells: list[str], share: float) -> Itera
 
 
 def runs(results: Results, text: str, cells: list[str], seeds: list[int]) -> Iterator[tuple]:
-    """Whole runs at the better rate."""
+    """Whole runs at the best rate."""
     for seed in seeds:
         for cell in cells:
             plan = results.find(kind="plan", cell=cell)
@@ -190,6 +197,8 @@ def table(results: Results) -> str:
 
 
 def _mean(values: list[float]) -> str:
+    if math.inf in values:
+        return "diverged"
     return f"{statistics.mean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
 
 

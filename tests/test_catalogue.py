@@ -159,6 +159,8 @@ def test_a_teacher_forced_cell_shares_its_parameters_and_feeds_the_truth_back() 
         ("groups(periods=(1, 4))", cells.GroupedRNN, {"periods": (1, 4)}),
         ("leaky(leak=[0.1, 1])", cells.Leaky, {}),
         ("highway(carry_bias=-1.5)", cells.RecurrentHighway, {}),
+        ("sru(peephole=false)", cells.SRU, {"v": None}),
+        ("jordan(output_size=none)", cells.Jordan, {"outputs": 4}),
         ("torch.nn:LSTMCell(bias=False)", torch.nn.LSTMCell, {"bias": False}),
     ],
 )

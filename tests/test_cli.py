@@ -361,6 +361,10 @@ class Product(Leaky):
     def forward(self, x, s):
         return self.State(x @ s.h)
 
+class Optional(Leaky):
+    def __init__(self, input_size, hidden_size, rate=0.5):
+        super().__init__(input_size, hidden_size)
+
 class Greedy(Leaky):
     def __init__(self, input_size, hidden_size, more):
         super().__init__(input_size, hidden_size)
@@ -407,6 +411,13 @@ class TestForeignCells:
         Path("elsewhere").mkdir()
         Path("leaky_cells.py").rename("elsewhere/mine.py")
         assert len(succeeds("sample", "run", "--cell", "elsewhere/mine.py:Leaky", "--length", 9)) == 10
+
+    def test_commands_with_options_can_be_pasted(self, succeeds, fails, cells):
+        name = "leaky_cells.py:Optional(rate=0.3)"
+        said = succeeds("train", "lm", "--train", "text.txt", *SMALL, "--cell", name, "--out", "run")
+        assert f"rit sample run --cell '{name}'" in said
+        assert f"name it again with --cell '{name}' (in Python" in fails("sample", "run")
+        assert len(succeeds("sample", "run", "--cell", name, "--length", 9)) == 10
 
     def test_a_class_will_do_in_python(self, shell):
         class Gru(rit.GRU):

@@ -19,7 +19,7 @@ from ritornello.program import Program, simplify, trace, unroll
 from ritornello.program.interpret import interpret
 from ritornello.program.linear import linearise, scanned
 from ritornello.program.passes import fold
-from ritornello.program.program import STATE
+from ritornello.program.program import STATE, prune
 from ritornello.program.trace import lookup
 
 
@@ -148,6 +148,20 @@ def test_fields_are_solved_one_after_the_other() -> None:
 
 def test_a_reading_that_no_step_waits_for_may_be_a_product() -> None:
     assert "a scan of s, y; 32 flops a row in products stay in it" in explained(rit.cells.LRU(3, 4))
+
+
+def test_each_field_is_rewritten_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Many(rit.Cell):
+        State = namedtuple("State", [f"s{number}" for number in range(8)])
+
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(*(h + 0.5 * (x * number - h) for number, h in enumerate(s)))
+
+    program, written = program_of(Many(4, 4), fold), []
+    monkeypatch.setattr("ritornello.program.linear.prune", lambda program: written.append(0) or prune(program))
+    made = linearise(program)
+    assert [made.nodes[value].op for value in made.results] == ["mul_add"] * 8
+    assert len(written) == 8
 
 
 class Halving(rit.Cell):

@@ -271,7 +271,7 @@ def elementwise(cell: Cell) -> float:
 
 
 def is_linear(cell: Cell) -> bool:
-    """Whether a cell is found to be linear in its state, with no product in its loop.
+    """Whether a cell is found to be linear in its state; its outputs may follow from it by products, as an LRU's do.
 
     >>> from ritornello import GRU
     >>> from ritornello.cells import SRU

@@ -119,7 +119,7 @@ def find(name: str) -> Callable[..., nn.Module]:
 
 
 def _options(name: str) -> tuple[str, dict[str, Any]]:
-    """A name and the options behind it; words stand for themselves."""
+    """A name and the options behind it; words stand for themselves, but for true, false and none."""
     start = name.find("(", name.find(".py:") + 1)  # a file's own name may have parentheses
     if start < 0:
         return name, {}
@@ -134,7 +134,9 @@ def _options(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _literal(value: ast.expr) -> Any:
-    return value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
+    if isinstance(value, ast.Name):
+        return {"true": True, "false": False, "none": None}.get(value.id, value.id)
+    return ast.literal_eval(value)
 
 
 def _is_module(value: Any) -> bool:

@@ -105,5 +105,6 @@ class RGLRU(Cell):
     def forward(self, x: Tensor, s: State) -> State:
         r, i, n = self.W(x).chunk(3, -1)
         log_a = -8 * F.softplus(self.Lambda) * torch.sigmoid(r)
-        fed = torch.sqrt(-torch.expm1(2 * log_a)) * (torch.sigmoid(i) * n)
+        rest = -torch.expm1(2 * log_a)
+        fed = torch.sqrt(rest.clamp(min=1e-37)) * (torch.sigmoid(i) * n)  # at 0 the root has no derivative
         return self.State(torch.exp(log_a) * total(s.h) + fed)

@@ -59,13 +59,15 @@ def _was_given(context: typer.Context, name: str) -> bool:
 
 def _report(run: LanguageModelRun, out: str) -> None:
     """The scores, where the run lies, and what to type next."""
+    from shlex import quote
+
     from rich.console import Console
 
     from ritornello.cli.tables import score_table
 
     console = Console()
     name = run.run.config["model"]["cell"]
-    foreign = f" --cell {name}" if ":" in name else ""
+    foreign = f" --cell {quote(name)}" if ":" in name else ""
     if run.interrupted:
         console.print(f"Stopped; all is kept. Go on with: rit train lm --resume --out {out}{foreign}", soft_wrap=True)
         return

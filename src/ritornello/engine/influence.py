@@ -28,7 +28,7 @@ def accumulate_forward(request: Request, run: Callable[[Request], Result]) -> Re
     if not any(tensor.requires_grad for tensor in tensors):
         return run(request)
     if torch._C._are_functorch_transforms_active():
-        raise ArgumentError("adjoint='forward' does not go under a torch.func transformation; take adjoint='full'.")
+        raise ArgumentError("adjoint='forward' is no part of a torch.func transformation; use adjoint='full'.")
     _check_parameters(request.cell)
     _check_size(request, _Columns.of(request, tensors, [tensor.requires_grad for tensor in tensors]))
     found = _Accumulated.apply(request, run, tuple(named), *tensors)

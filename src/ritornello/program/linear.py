@@ -48,8 +48,8 @@ def scanned(program: Program) -> tuple[int, ...] | None:
 def linearise(program: Program) -> Program:
     """Fields that are linear in their own old state, with a and b known before the loop, become a · h' + b where that
     leaves less in the loop."""
-    reads = _reads(program)
-    for field, result in enumerate(program.results):
+    for field in range(len(program.fields)):  # what one becomes changes nothing for the others
+        reads, result = _reads(program), program.results[field]
         if reads[result] != {field} or program.slots > 1:
             continue
         b = Builder()
@@ -65,7 +65,7 @@ def linearise(program: Program) -> Program:
                 new[value] = _written(b, form, old)
         made = prune(program._replace(nodes=tuple(b.nodes), results=tuple(new[value] for value in program.results)))
         if _loop_cost(made) < _loop_cost(program):
-            return linearise(made)
+            program = made
     return program
 
 

@@ -157,7 +157,7 @@ _op("damped", LAYOUT, lambda x, factor: damped(x, factor), lambda b, d, x, y: [b
 
 def damped(x: Tensor, factor: Tensor) -> Tensor:
     """x as it is; its gradient is multiplied by the factor on its way back."""
-    return torch.lerp(x.detach(), x, factor)
+    return torch.where(x.isfinite(), torch.lerp(x.detach(), x, factor), x)  # between infinities it is no number
 
 
 # Products. `affine` is start + Σᵢ vᵢ Wᵢᵀ over windows Wᵢ of parameters (see Term); `outer` all products of two rows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
@@ -266,7 +267,7 @@ def _cell(run: Run, named: str | type | None) -> Callable[..., Any]:
         if catalogue.is_foreign(own):
             raise RunError(
                 f"{run.path} was trained with the foreign cell {own!r}, whose code is run only if you ask for it: "
-                f"name it again with --cell {own} (in Python, cell={own!r})."
+                f"name it again with --cell {shlex.quote(own)} (in Python, cell={own!r})."
             )
         return catalogue.find(own)
     name = _name(named) if isinstance(named, type) else named

@@ -1,0 +1,37 @@
+"""The benchmark of the catalogue on text: one run's end is not the others', and all in a folder are made alike."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import catalogue
+
+WORDS = "Once upon a time there was a small cell, and it went round and round. " * 40
+SHORT = ("--parameters", "20000", "--minutes", "0.001", "--trial", "0.5", "--quiet", "0.1", "--workers", "1")
+
+
+def test_a_run_that_diverges_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(WORDS)
+    found = catalogue.trained(str(tmp_path / "run"), str(text), "irnn", 8, 30, 1e18, 1, ("valid",))
+    assert found["valid"] == math.inf
+    assert found["error"].startswith("The loss is ")
+    results = catalogue.Results(tmp_path)
+    results.add(kind="plan", cell="irnn", hidden=8, weights=9, steps=30, minutes=1.0)
+    for seed, valid in ((1, math.inf), (2, 1.5)):
+        results.add(kind="run", cell="irnn", seed=seed, rate=0.01, valid=valid, test=valid)
+    assert catalogue.table(catalogue.Results(tmp_path)).endswith("| diverged | diverged | 2 |")
+
+
+def test_a_folder_holds_runs_of_one_size_and_time(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(WORDS)
+    words = ["--text", str(text), "--out", str(tmp_path / "cells"), "--cell", "elman", *SHORT]
+    catalogue.main(words)
+    with pytest.raises(SystemExit, match=r"holds elman with .* units and 0\.001 minutes; for other --parameters"):
+        catalogue.main([*words, "--minutes", "0.002"])
