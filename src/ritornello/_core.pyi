@@ -37,6 +37,59 @@ class Levels:
         owner: Sequence[int],
     ) -> None: ...
 
+class Forest:
+    """A forest's levels, of rows of several kinds."""
+
+    def __init__(
+        self,
+        entries: int,
+        levels: Sequence[int],
+        source: int,
+        sources: int,
+        last: int,
+        owner: int,
+        rows: int,
+        slots: Sequence[int],
+    ) -> None: ...
+    def forward(
+        self,
+        arg0: Sequence[Code],
+        arg1: str,
+        arg2: int,
+        arg3: int,
+        arg4: int,
+        arg5: Sequence[int],
+        arg6: Sequence[int],
+        arg7: Sequence[int],
+        arg8: Sequence[int],
+        arg9: Sequence[int],
+        arg10: Sequence[Sequence[int]],
+        arg11: Sequence[Sequence[int]],
+        /,
+    ) -> None: ...
+    def backward(
+        self,
+        arg0: Sequence[Code],
+        arg1: str,
+        arg2: int,
+        arg3: int,
+        arg4: int,
+        arg5: Sequence[int],
+        arg6: Sequence[int],
+        arg7: Sequence[int],
+        arg8: Sequence[int],
+        arg9: Sequence[Sequence[int]],
+        arg10: Sequence[Sequence[int]],
+        arg11: Sequence[int],
+        arg12: Sequence[int],
+        arg13: int,
+        arg14: Sequence[int],
+        arg15: Sequence[int],
+        arg16: Sequence[Sequence[int]],
+        arg17: Sequence[Sequence[int]],
+        /,
+    ) -> None: ...
+
 class Code:
     """A lowered program."""
 

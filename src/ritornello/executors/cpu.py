@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ritornello.cells.adapt import name_of
+from ritornello.errors import CellError
 from ritornello.executors.fingerprint import fingerprint
 from ritornello.executors.plan import Plan, make_plan
 from ritornello.executors.program_cell import BoundCell
 from ritornello.executors.request import Request, Result
-from ritornello.errors import CellError
 from ritornello.executors.run import TYPES, Run, Unfolding, machine_type
 from ritornello.executors.trees import Layout, OverTrees, TreeRun, plans_of
 from ritornello.program import MOST_SLOTS, Untraceable, Wants

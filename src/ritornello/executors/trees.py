@@ -98,7 +98,14 @@ class TreeRun:
     """
 
     def __init__(
-        self, compiled: Sequence[Compiled], layout: Layout, schedule: Schedule, type: str, seed: int, kind: Any, rows: int
+        self,
+        compiled: Sequence[Compiled],
+        layout: Layout,
+        schedule: Schedule,
+        type: str,
+        seed: int,
+        kind: Any,
+        rows: int,
     ) -> None:
         self.compiled, self.layout, self.schedule = compiled, layout, schedule
         self.type, self._inside, self.seed, self.kind, self.rows = type, inside(type), seed, kind, rows
@@ -264,4 +271,3 @@ def plans_of(plan: Plan, layout: Layout) -> list[Plan]:
         CellError: a cell that keeps its predecessors apart.
     """
     return [plan.of_kind(kind.slots, kind.stateless) for kind in layout.kinds]
-

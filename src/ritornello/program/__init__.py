@@ -10,8 +10,8 @@ from ritornello.program.random import philox
 from ritornello.program.trace import Untraceable, lookup, trace
 
 __all__ = [
-    "MOST_SLOTS",
     "MOST_FIELDS",
+    "MOST_SLOTS",
     "Builder",
     "Code",
     "Joint",

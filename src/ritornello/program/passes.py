@@ -84,7 +84,9 @@ def zeroed(program: Program, states: bool, x: bool) -> Program:
         if node.op != "affine":
             return None
         start, rest = args[: len(args) % 2], args[len(args) % 2 :]
-        left = [term for term in zip(rest[::2], rest[1::2], node.attributes[1], strict=True) if not _is_zero(b, term[0])]
+        left = [
+            term for term in zip(rest[::2], rest[1::2], node.attributes[1], strict=True) if not _is_zero(b, term[0])
+        ]
         if left:
             return b.affine(start[0] if start else None, left, node.size)
         return start[0] if start else b.expand(b.constant(0), node.size)
