@@ -110,7 +110,8 @@ def test_support_table_is_as_generated():
     assert generate["with_table"](text) == text, "run docs/generate.py"
     assert re.search(r"^\| \| [^|]*`lstm`[^|]* \| [^|]*`sru`[^|]* \|$", text, re.M)
     assert (
-        "\n| chain, reversed, ragged, resets | cpu, reference | cpu, reference |\n| tree | reference | no |\n" in text
+        "\n| chain, reversed, ragged, resets | cpu, reference | cpu, reference |\n| tree | cpu, reference | no |\n"
+        in text
     )
 
 

@@ -576,7 +576,8 @@ def test_a_cell_must_return_its_state(answer: Any, message: str) -> None:
 
 
 def test_over_a_tree_the_message_has_the_shapes_there() -> None:
-    unfold = rit.Unfold(Broken(lambda s: Broken.State(total(s.h), total(s.c)[..., : 2 if s.c.dim() == 3 else 4])))
+    cell = Broken(lambda s: Broken.State(total(s.h), total(s.c)[..., : 2 if s.c.dim() == 3 else 4]))
+    unfold = rit.Unfold(cell, executor="reference")
     with pytest.raises(CellError, match=r"returned 'c' of shape \(1, 1, 2\); expected \(1, 1, 4\)"):
         unfold.over([[2, 2, -1]], torch.zeros(3, 3), (torch.zeros(1, 4), torch.zeros(1, 4)))
 

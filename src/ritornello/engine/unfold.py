@@ -263,19 +263,19 @@ class Unfold(nn.Module):
         x = door.settle_nodes(self.cell, x, schedule.rows)
         blank = self._blank(x)
         entry = door.settle_state(self.cell, state, blank, x, schedule.entries)
-        zero = state is None and self.initial is None and not any(bool(field.any()) for field in blank)
-        result = self._run(x, entry, blank, schedule, all_states, zero)
+        fresh = state is None and self.initial is None
+        result = self._run(x, entry, blank, schedule, all_states, fresh)
         fields = [from_rows(rows, schedule, schedule.rows) for rows in result.rows]
         return (self.cell.State(*fields) if all_states else fields[0]), result.last
 
     def _run(
-        self, x: Tensor, entry: Any, blank: Any, schedule: Schedule, all_states: bool, blank_is_zero: bool = False
+        self, x: Tensor, entry: Any, blank: Any, schedule: Schedule, all_states: bool, fresh: bool = False
     ) -> Result:
         if schedule.entry is not None:
             where = schedule.entry.to(x.device)
             entry = self.cell.State(*(field[where] for field in entry))
         rows = to_rows(x, schedule)
-        request = Request(self.cell, rows, entry, blank, schedule, all_states, blank_is_zero=blank_is_zero)
+        request = Request(self.cell, rows, entry, blank, schedule, all_states, fresh=fresh)
         return self.adjoint.unfold(request, lambda request: choose(self.executor, request).run(request))
 
     def _blank(self, x: Tensor) -> Any:

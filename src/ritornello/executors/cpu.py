@@ -77,7 +77,7 @@ class CpuExecutor:
             return f"a row has {most} predecessors; the compiled machine takes {MOST_SLOTS}"
         if request.checkpointed or plan.traced is None:
             return "checkpoints are kept along chains only"
-        layout = Layout(request.schedule, request.blank_is_zero)
+        layout = Layout(request.schedule, request.fresh and not any(bool(field.any()) for field in request.blank))
         try:
             request.found["trees"] = (layout, plans_of(plan, layout))
         except CellError as error:

@@ -23,7 +23,7 @@ class Request:
         schedule: the levels to walk.
         every_field: answer with the rows of all fields of the state, not of the output alone.
         checkpointed: keep O(√T) states, and compute the rest once more in the backward pass.
-        blank_is_zero: whether entry and blank are known to be zero, and want no gradient.
+        fresh: whether entry is the blank state, and nobody wants its gradient.
         damping: (schedule.rows, 1): factors of what goes back from each row to its predecessor; None: 1 everywhere.
         found: what an executor found out when it was asked whether it supports the request, for when it runs it.
     """
@@ -36,7 +36,7 @@ class Request:
     every_field: bool = False
     checkpointed: bool = False
     damping: Tensor | None = None
-    blank_is_zero: bool = False
+    fresh: bool = False
     found: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
