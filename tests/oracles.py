@@ -93,7 +93,7 @@ def leaky(p: Parameters, x: Array, h: Array) -> Fields:
 def additive(p: Parameters, x: Array, h: Array, c: Array) -> Fields:
     """c_t = θ c_{t-1} + θ_g g_t, h_t = tanh(c_t)."""
     g = tanh(p["W.weight"] @ x + p["U.weight"] @ h + p["W.bias"])
-    c = p["theta"] * c + p["theta_g"] * g
+    c = sigmoid(p["a"]) * c + p["theta_g"] * g
     return tanh(c), c
 
 

@@ -97,6 +97,14 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         (cells.GroupedRNN, {"periods": periods}, f"{PERIODS}{periods!r}.")
         for periods in ((), (2, 1), (0, 1), (1, 2.0), 4, "12")
     ),
+    *(
+        (
+            cells.AdditiveMemory,
+            {"theta": theta},
+            f"AdditiveMemory: theta must lie in 0 to 1 (exclusive), not {theta!r}.",
+        )
+        for theta in (0, 1, 1.5, "near")
+    ),
     (
         cells.PeepholeLSTM,
         {"peephole": "vector"},

@@ -18,7 +18,7 @@ CONSTANT = {  # parameters that no chance has a part in
     "irnn": {"U.weight", "W.bias"},
     "leaky": {"a"},
     "leaky-alike": {"a"},
-    "additive": {"theta", "theta_g"},
+    "additive": {"a", "theta_g"},
     "layer-norm": {"norm_x.weight", "norm_x.bias", "norm_h.weight", "norm_c.weight", "norm_c.bias"},
 }
 RECURRENT = [name for name, make in VARIANTS.items() if make(3, 4).recurrent]
@@ -62,7 +62,7 @@ def test_what_is_not_drawn_stands_where_its_paper_puts_it() -> None:
     assert not irnn.W.bias.any()
     assert irnn.W.weight.std().item() == pytest.approx(0.001, rel=0.05)
     additive = cells.AdditiveMemory(3, 4, theta=0.9)
-    assert_close([additive.theta, additive.theta_g], [torch.full((4,), 0.9), torch.ones(4)])
+    assert_close([additive.a.sigmoid(), additive.theta_g], [torch.full((4,), 0.9), torch.ones(4)])
     highway = cells.RecurrentHighway(3, 4, depth=2, carry_bias=-1.5)
     assert all(layer.bias[4:].tolist() == [-1.5] * 4 and layer.bias[:4].abs().max() <= 0.5 for layer in highway.R)
     norm = cells.LayerNormLSTM(3, 4, forget_bias=2.0, gain=0.3)
