@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -191,3 +191,19 @@ def places(groups: np.ndarray, by: np.ndarray | None = None) -> np.ndarray:
     found = np.empty_like(order)
     found[order] = np.arange(len(order)) - np.repeat(firsts, np.diff(firsts, append=len(order)))
     return found
+
+
+def doublings(above: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Nodes and their ancestors 1 above, then 2, 4, 8 and so on, for as long as some node has one.
+
+    What is summed along the ways to the roots is so done in as many rounds as the depth has binary digits, whatever the
+    shape. On a cycle it does not end.
+
+    Args:
+        above: (nodes,) parents, -1 at roots.
+    """
+    below = np.flatnonzero(above >= 0)
+    while len(below):
+        yield below, above[below]
+        above = np.where(above >= 0, above[above], -1)
+        below = below[above[below] >= 0]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ritornello.errors import ArgumentError
-from ritornello.structures.acyclic import Acyclic, places
+from ritornello.structures.acyclic import Acyclic, doublings, places
 from ritornello.structures.schedule import Schedule
 
 
@@ -152,9 +153,14 @@ class Forest(Acyclic):
         arrays = (array[nodes] for array in (self.heights, self.counts, self.parents, self.slots))
         return Forest(self.sizes[chosen], *arrays)
 
+    @cached_property
+    def above(self) -> np.ndarray:
+        """(nodes,) `parents`, numbered through all trees."""
+        return np.where(self.parents >= 0, self.parents + np.repeat(self.starts, self.sizes), -1)
+
     def edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         child = np.flatnonzero(self.parents >= 0)
-        return child, self.parents[child] + self.starts[self.tree_of[child]], self.slots[child]
+        return child, self.above[child], self.slots[child]
 
 
 def forest(trees: Acyclic | Sequence[Sequence[int] | np.ndarray], slots: int | None = None) -> Schedule:
@@ -223,20 +229,16 @@ def _check_slots(
 def _heights(above: np.ndarray, most: int) -> tuple[np.ndarray, int | None]:
     """The longest way from each node down to a leaf, or a node that lies on a cycle.
 
-    In round k each node knows its height among the nodes less than 2^k below it, and its ancestor 2^k above it: as many
-    rounds as the depth has binary digits, whatever the shape.
+    Before a round, each node knows its height among the nodes less than `reach` below it.
 
     Args:
         above: (nodes,) parents, numbered through all trees; -1 at roots.
         most: nodes of the largest tree.
     """
     heights, reach = np.zeros(len(above), np.int64), 1
-    below = np.flatnonzero(above >= 0)
-    while len(below):
+    for nodes, ancestors in doublings(above):
         if reach >= most:
-            return heights, int(above[below].min())
-        np.maximum.at(heights, above[below], heights[below] + reach)
-        above = np.where(above >= 0, above[above], -1)
-        below = below[above[below] >= 0]
+            return heights, int(ancestors.min())
+        np.maximum.at(heights, ancestors, heights[nodes] + reach)
         reach *= 2
     return heights, None
