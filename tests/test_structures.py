@@ -19,8 +19,11 @@ from ritornello.structures import (
     Forest,
     Graphs,
     Schedule,
+    binarise,
     chain,
+    collapse,
     forest,
+    preorder,
     row_entries,
     row_levels,
     row_sources,
@@ -401,6 +404,58 @@ def test_depths_and_nested_lists(given_depths: list[int]) -> None:
     assert_same(Forest.from_nested([tuple(tree) if isinstance(tree, list) else tree for tree in lists])[0], expected)
 
 
+Shape = tuple[int, list["Shape"]]  # a node and its children by their slots
+
+
+def shapes(made: Forest, names: list[int]) -> list[Shape]:
+    above, slots = made.above.tolist(), made.slots.tolist()
+
+    def shape(node: int) -> Shape:
+        below = sorted((slots[child], child) for child, parent in enumerate(above) if parent == node)
+        return names[node], [shape(child) for _, child in below]
+
+    return [shape(root) for root in made.roots.tolist()]
+
+
+def two_by_two(shape: Shape, side: str) -> Shape:
+    name, below = shape[0], [two_by_two(child, side) for child in shape[1]]
+    while len(below) > 2:
+        below = [*below[:-2], (-1, below[-2:])] if side == "right" else [(-1, below[:2]), *below[2:]]
+    return name, below
+
+
+def without_chains(shape: Shape, highest: bool) -> Shape:
+    low = shape
+    while len(low[1]) == 1:
+        low = low[1][0]
+    return (shape if highest else low)[0], [without_chains(child, highest) for child in low[1]]
+
+
+def in_order(shape: Shape, depth: int = 0) -> list[tuple[int, int]]:
+    return [(shape[0], depth), *(found for child in shape[1] for found in in_order(child, depth + 1))]
+
+
+@given(st.lists(slotted_trees(), max_size=4))
+@example([Slotted([5, 5, 5, 5, 5, -1], [3, 0, 4, 1, 2, -1])])
+@example([Slotted([1, 2, -1], [2, 0, -1])])
+def test_trees_made_of_trees(batch: list[Slotted]) -> None:
+    made = Forest.from_parents([tree.parents for tree in batch], [tree.slots for tree in batch])
+    expected = shapes(made, list(range(made.nodes)))
+    nodes, depths = preorder(made)
+    assert list(zip(nodes.tolist(), depths.tolist(), strict=True)) == [
+        found for shape in expected for found in in_order(shape)
+    ]
+    for side in ("left", "right"):
+        two, origin = binarise(made, side)
+        assert shapes(two, origin.tolist()) == [two_by_two(shape, side) for shape in expected]
+        assert two.slots[origin < 0].tolist() == [int(side == "right")] * (origin < 0).sum()
+    small, highest, lowest = collapse(made)
+    assert shapes(small, highest.tolist()) == [without_chains(shape, True) for shape in expected]
+    assert shapes(small, lowest.tolist()) == [without_chains(shape, False) for shape in expected]
+    with pytest.raises(ArgumentError, match=r"^side is 'up': Known: left, right"):
+        binarise(made, "up")
+
+
 def test_deep_and_many() -> None:
     """Shapes that a recursion, or anything quadratic, would not survive."""
     size = 100_001
@@ -412,6 +467,9 @@ def test_deep_and_many() -> None:
     for _ in range(50_000):
         lists = ["leaf", lists]
     assert_same(Forest.from_nested([lists])[0], made)
+    order, depths = preorder(made)
+    assert order.tolist() == list(range(size))
+    assert depths.max() == 50_000
     while isinstance(lists, list):  # Python itself frees nested lists recursively
         lists = lists[1]
     leaves = Forest.from_parents([[-1]] * 10_000)

@@ -91,17 +91,16 @@ class _Reader:
         if self.labelled:
             found = found.without_outer_brackets()
         found.check(self.labelled)
-        nodes = found.nodes(self.labelled)
-        if self.label_names is not None:
-            self._check_labels(found)
-        self.parts.append(nodes)
+        if self.labelled and self.label_names is not None:
+            self._check_labels(found, self.label_names)
+        self.parts.append(found.nodes(self.labelled))
 
-    def _check_labels(self, found: _Text) -> None:
-        legal = {self.index[_escaped(name)] for name in self.label_names or ()}
+    def _check_labels(self, found: _Text, label_names: Sequence[str]) -> None:
+        legal = {self.index[_escaped(name)] for name in label_names}
         wrong = np.flatnonzero(found.shifted(found.ids == _OPEN, 1) & ~np.isin(found.ids, list(legal)))
         if len(wrong):
             name = _unescaped(found.token(wrong[0]))
-            raise found.error(wrong[0], f"the label is {name!r}: {nearest(name, self.label_names or ())}")
+            raise found.error(wrong[0], f"the label is {name!r}: {nearest(name, label_names)}")
 
     def trees(self) -> Trees:
         depths, labels, words = (np.concatenate(arrays) for arrays in zip(*self.parts, strict=True))

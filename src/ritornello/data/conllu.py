@@ -70,9 +70,7 @@ def _sentences(path: Path) -> Iterator[_Sentence]:
         from conllu.exceptions import ParseException
         from conllu.parser import parse_sentences, parse_token_and_metadata
     except ImportError:
-        raise ArgumentError(
-            "CoNLL-U is read by the library conllu; install it: pip install 'ritornello[conllu]'"
-        ) from None
+        raise ArgumentError("CoNLL-U needs the library conllu: pip install 'ritornello[conllu]'") from None
     number, as_is = 0, {field: (lambda line, i: line[i]) for field in _FIELDS}
     for number, block in enumerate(parse_sentences(io.StringIO("".join(chunks(path)))), 1):
         origin = f"{path}, sentence {number}"
