@@ -109,6 +109,53 @@ def test_what_is_written_is_read(labelled: bool, data: st.DataObject) -> None:
     assert nodes(parse_trees("\n".join(lines), labelled=labelled)) == nodes(trees)
 
 
+def nested(text: str) -> list[Any]:
+    """Brackets as lists; ValueError where they are not balanced or a name stands outside of them."""
+    stack: list[list[Any]] = [[]]
+    for token in filter(None, text.replace("(", " ( ").replace(")", " ) ").replace("\n", " ").split(" ")):
+        if token == "(":
+            stack[-1].append([])
+            stack.append(stack[-1][-1])
+        elif token == ")":
+            stack.pop()
+            if not stack:
+                raise ValueError(text)
+        else:
+            stack[-1].append(token.replace("-LRB-", "(").replace("-RRB-", ")"))
+    if len(stack) > 1 or not stack[0] or any(isinstance(item, str) for item in stack[0]):
+        raise ValueError(text)
+    return stack[0]
+
+
+def meant(items: Any, labelled: bool, top: bool = False) -> Node:
+    """The definition of what a bracket means; ValueError where it means nothing."""
+    if isinstance(items, str):
+        return Node(None, items)
+    if labelled and top and len(items) == 1 and isinstance(items[0], list):
+        return meant(items[0], labelled)
+    label, rest = (items[0], items[1:]) if labelled and items else (None, items)
+    if isinstance(label, list) or not rest:
+        raise ValueError(items)
+    if len(rest) == 1 and isinstance(rest[0], str):
+        return Node(label, rest[0])
+    return Node(label, None, tuple(meant(item, labelled) for item in rest))
+
+
+TOKENS = st.lists(st.sampled_from(["(", "(", "(", ")", ")", ")", "a", "b", "\n"]), max_size=14).map(" ".join)
+
+
+@given(st.one_of(TOKENS, st.lists(LABELLED | PLAIN, max_size=2).map(lambda batch: " ".join(map(written, batch)))))
+@pytest.mark.parametrize("labelled", [True, False])
+def test_any_text_is_read_as_meant_or_refused(labelled: bool, text: str) -> None:
+    try:
+        wanted = [meant(items, labelled, True) for items in nested(text)]
+    except ValueError:
+        with pytest.raises(DataError, match=r"^text(: there is no|, line \d+, column \d+: (this|the) )"):
+            parse_trees(text, labelled=labelled)
+    else:
+        assert nodes(parse_trees(text, labelled=labelled)) == expected(wanted)
+
+
 @pytest.mark.parametrize(
     ("text", "labelled", "lines"),
     [
@@ -142,6 +189,9 @@ BROKEN = {
     "(2 a))": "line 1, column 6: this bracket closes nothing$",
     "(2 a)\r\n\u00e9\u00e9 (2 b)": "line 2, column 1: this stands outside of any tree$",
     "(2 a) 3": "line 1, column 7: this stands outside of any tree$",
+    "word": "line 1, column 1: this stands outside of any tree$",
+    "x)(": "line 1, column 1: this stands outside of any tree$",
+    ")(": "line 1, column 1: this bracket closes nothing$",
     "()": "line 1, column 1: this bracket is empty: a tree has a word at least$",
     "(2 (1 a)\n ( ))": "line 2, column 2: this bracket is empty",
     "(2 (1 a) ((2 b) (2 c)))": "line 1, column 10: this bracket has no label$",

@@ -146,8 +146,11 @@ class _Text(NamedTuple):
 
     def check_balance(self) -> None:
         depths = self.depths()
-        if (depths < 0).any():
-            raise self.error((depths < 0).argmax(), "this bracket closes nothing")
+        outside = (depths < 0) | ((depths == 0) & (self.ids > _CLOSE))
+        if outside.any():
+            first = outside.argmax()
+            why = "this bracket closes nothing" if self.ids[first] == _CLOSE else "this stands outside of any tree"
+            raise self.error(first, why)
         if depths[-1] > 0:
             start = np.flatnonzero(np.diff(depths, prepend=0) * (depths == 1) > 0)[-1]
             missing = f"{depths[-1]} closing bracket{'s are' if depths[-1] > 1 else ' is'} missing"
@@ -168,10 +171,7 @@ class _Text(NamedTuple):
     def check(self, labelled: bool) -> None:
         opens, closes = self.ids == _OPEN, self.ids == _CLOSE
         atoms = ~(opens | closes)
-        wrong = [
-            (atoms & (self.depths() == 0), "this stands outside of any tree"),
-            (opens & self.shifted(closes, -1), "this bracket is empty: a tree has a word at least"),
-        ]
+        wrong = [(opens & self.shifted(closes, -1), "this bracket is empty: a tree has a word at least")]
         if labelled:
             single = opens & self.shifted(atoms, -1) & self.shifted(closes, -2)
             wrong += [
