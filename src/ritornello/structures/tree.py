@@ -67,6 +67,8 @@ class Forest(Acyclic):
     @classmethod
     def from_flat(cls, parents: np.ndarray, sizes: np.ndarray, slots: np.ndarray | None = None) -> Forest:
         """Trees from the parents (nodes,), sizes (trees,) and slots (nodes,) that a `Forest` has; errors as above."""
+        if sizes.sum() != len(parents):
+            raise ArgumentError(f"sizes add up to {sizes.sum()} nodes, and there are {len(parents)} parents.")
         size_of = np.repeat(sizes, sizes)
         _check_parents(parents, sizes, size_of)
         starts = np.repeat(sizes.cumsum() - sizes, sizes)
