@@ -12,17 +12,18 @@ import torch
 from comparison import assert_close, gradients
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_structures import Batch, batches, trees
+from test_structures import Batch, batches, graphs, trees
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacfwd, jacrev, vmap
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from twins import CORE, TORCH_LAYERS, chain_twin, copy_from_torch, segments, tree_twin
+from twins import CORE, TORCH_LAYERS, chain_twin, copy_from_torch, graph_twin, segments, tree_twin
 
 import ritornello as rit
 from ritornello import executors
 from ritornello.cells import CELLS, Cell, total
 from ritornello.errors import ArgumentError, CellError
 from ritornello.executors import EXECUTORS
+from ritornello.structures import Forest, Graphs
 
 F64 = torch.float64
 POISON = float("nan")
@@ -463,6 +464,27 @@ COMB = [-1] + [2 * ((node - 1) // 2) for node in range(1, 401)]  # each even nod
 )
 def test_odd_trees_equal_the_recursive_twin(variant: str, executor: str, batch: list[list[int]]) -> None:
     check_trees(variant, executor, batch, True, True)
+
+
+@given(batch=st.lists(graphs(), min_size=1, max_size=3), seed=st.integers(0, 99))
+@settings(max_examples=30)
+def test_graphs_equal_the_recursive_twin(variant: str, batch: list[list[list[int]]], seed: int) -> None:
+    torch.manual_seed(seed)
+    unfold = unfolding(variant, learn_initial=True)
+    x = torch.randn(sum(map(len, batch)), 2, dtype=F64, requires_grad=True)
+    state = random_state(unfold.cell, len(batch))
+    found = unfold.over(Graphs.from_predecessors(batch), x, state, all_states=True)
+    expected = graph_twin(unfold.cell, batch, x, state)
+    assert_close(found, expected)
+    inputs = {"x": x, **state._asdict(), **dict(unfold.named_parameters())}
+    assert_close(gradients(found, inputs), gradients(expected, inputs), "gradient")
+
+
+def test_a_forest_is_its_lists_of_parents() -> None:
+    unfold, lists = unfolding("lstm"), [[2, 2, -1], [-1], [1, 2, -1]]
+    x = torch.randn(7, 2, dtype=F64)
+    for found, expected in zip(unfold.over(Forest.from_parents(lists), x), unfold.over(lists, x), strict=True):
+        assert_close(found, expected)
 
 
 def test_no_trees() -> None:

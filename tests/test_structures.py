@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import fields
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ritornello.errors import ArgumentError
-from ritornello.structures import Schedule, chain, forest, row_entries, row_levels, row_sources, segments
+from ritornello.structures import (
+    Acyclic,
+    Forest,
+    Graphs,
+    Schedule,
+    binarise,
+    chain,
+    collapse,
+    forest,
+    preorder,
+    row_entries,
+    row_levels,
+    row_sources,
+    segments,
+)
 
 
 class Batch(NamedTuple):
@@ -223,6 +240,7 @@ def test_schedules_live_on_the_cpu_whatever_the_default_device(reverse: bool) ->
             chain(3, 2, lengths=lengths, reverse=reverse),
             chain(3, 2, resets=resets, reverse=reverse),
             forest([[2, 2, -1]]),
+            forest([[2, 2, -1]], slots=2),
         ]
     for schedule in found:
         held = [schedule.order, schedule.entry, schedule.last, *(level.source for level in schedule.levels)]
@@ -233,18 +251,349 @@ def test_schedules_live_on_the_cpu_whatever_the_default_device(reverse: bool) ->
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ([[]], r"^Tree 0 has 0 roots \(nodes with parent -1\); a tree has one\.$"),
-        ([[-1], [1, 0]], "^Tree 1 has 0 roots"),
+        ([[-1], []], r"^Tree 1 is empty; a tree has a root at least\.$"),
+        ([[-1], [1, 0]], r"^Tree 1 has 0 roots \(nodes with parent -1\); a tree has one\.$"),
         ([[-1], [-1, 0, -1]], "^Tree 1 has 2 roots"),
         ([[-1, 2]], r"^Tree 0: parent 2 is no node; parents lie in 0 to 1, the root's is -1\.$"),
         ([[-1], [-1, -2]], r"^Tree 1: parent -2 is no node"),
         ([[-1, 1]], r"^Tree 0: the parents form a cycle through node 1; a tree has none\.$"),
         ([[-1], [3, -1, 0, 2]], "^Tree 1: the parents form a cycle through node 0;"),
+        ([[-1], [4, 0, -1, 4, 3]], "^Tree 1: the parents form a cycle through node 3;"),  # others only lead to it
+        ([[-1, 0], [1, 2, 3, 4, 0, -1]], "^Tree 1: the parents form a cycle through node 0;"),
+        ([[-1, -1], [5]], "^Tree 0 has 2 roots"),  # the first tree that is none
+        ([[5], [-1, -1]], "^Tree 0: parent 5 is no node"),
+        ([[-1], [[-1]]], r"^Tree 1: parents must be integers, one for each node, not int64 of shape \(1, 1\)\.$"),
+        ([[-1.0]], r"^Tree 0: parents must be integers, one for each node, not float64 of shape \(1,\)\.$"),
     ],
 )
 def test_what_is_no_tree(batch: list[list[int]], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         forest(batch)
+
+
+# Forests as data.
+
+
+class Slotted(NamedTuple):
+    """A tree and which child of its parent each node is."""
+
+    parents: list[int]
+    slots: list[int]
+
+
+@st.composite
+def slotted_trees(draw: st.DrawFn, slots: int = 4, most: int = 9) -> Slotted:
+    """Trees of at most `slots` children a node, of whom some are missing."""
+    parents, taken = [-1], [-1]
+    free = [(0, slot) for slot in range(slots)]
+    for node in range(1, draw(st.integers(1, most))):
+        parent, slot = free.pop(draw(st.integers(0, len(free) - 1)))
+        parents.append(parent)
+        taken.append(slot)
+        free += [(node, slot) for slot in range(slots)]
+    names = draw(st.permutations(range(len(parents))))
+    old = sorted(range(len(names)), key=names.__getitem__)
+    return Slotted([-1 if parents[n] < 0 else names[parents[n]] for n in old], [taken[n] for n in old])
+
+
+def children(parents: list[int], node: int) -> list[int]:
+    return [child for child, parent in enumerate(parents) if parent == node]
+
+
+def height(parents: list[int], node: int) -> int:
+    return max((1 + height(parents, child) for child in children(parents, node)), default=0)
+
+
+def assert_same(found: Acyclic, expected: Acyclic) -> None:
+    assert type(found) is type(expected)
+    for field in fields(found):
+        ours, theirs = getattr(found, field.name), getattr(expected, field.name)
+        assert ours.dtype == theirs.dtype, field.name
+        assert ours.tolist() == theirs.tolist(), field.name
+
+
+@given(st.lists(trees(), max_size=4))
+@example([])
+def test_a_forest_knows_its_nodes(batch: list[list[int]]) -> None:
+    found = Forest.from_parents(batch)
+    nodes = [(number, parents, node) for number, parents in enumerate(batch) for node in range(len(parents))]
+    assert (len(found), found.nodes, found.sizes.tolist()) == (len(batch), len(nodes), list(map(len, batch)))
+    assert found.parents.tolist() == [parents[node] for _, parents, node in nodes]
+    assert found.tree_of.tolist() == [number for number, _, _ in nodes]
+    assert found.heights.tolist() == [height(parents, node) for _, parents, node in nodes]
+    assert found.counts.tolist() == [parents.count(node) for _, parents, node in nodes]
+    assert found.slots.tolist() == [
+        -1 if parents[node] < 0 else children(parents, parents[node]).index(node) for _, parents, node in nodes
+    ]
+    assert found.roots.tolist() == [place for place, (_, parents, node) in enumerate(nodes) if parents[node] < 0]
+    assert found.leaves.tolist() == [place for place, (_, parents, node) in enumerate(nodes) if node not in parents]
+
+
+@given(st.lists(slotted_trees(), min_size=1, max_size=5), st.data())
+def test_some_trees_of_a_forest_are_the_forest_of_these_trees(batch: list[Slotted], data: st.DataObject) -> None:
+    whole = Forest.from_parents([tree.parents for tree in batch], [tree.slots for tree in batch])
+    chosen = data.draw(st.lists(st.integers(0, len(batch) - 1), min_size=1, max_size=6))
+    expected = Forest.from_parents([batch[n].parents for n in chosen], [batch[n].slots for n in chosen])
+    assert_same(whole[chosen], expected)
+    assert_same(whole[np.array(chosen)], expected)
+    assert_same(Forest.concatenate([whole[n] for n in chosen]), expected)
+    assert_same(whole[1:], whole[list(range(1, len(batch)))])
+    offsets = [sum(len(tree.parents) for tree in batch[:n]) for n in chosen]
+    nodes = [start + node for start, n in zip(offsets, chosen, strict=True) for node in range(len(batch[n].parents))]
+    assert whole.nodes_of(chosen).tolist() == nodes
+
+
+@given(st.lists(slotted_trees(), max_size=4), st.integers(4, 6))
+def test_slots_that_are_empty_read_the_blank_row(batch: list[Slotted], slots: int) -> None:
+    made = Forest.from_parents([tree.parents for tree in batch], [tree.slots for tree in batch])
+    schedule = made.schedule(slots)
+    check_form(schedule)
+    expected, offset, summed = {}, 0, {}
+    for number, (parents, taken) in enumerate(batch):
+        for node in range(len(parents)):
+            below = {taken[child]: ("position", offset + child) for child in children(parents, node)}
+            empty = ("blank",) if below else ("entry", number)
+            expected[offset + node] = [below.get(slot, empty) for slot in range(slots)]
+            summed[offset + node] = [below[slot] for slot in sorted(below)] or [empty]
+        offset += len(parents)
+    for found, wanted in ((schedule, expected), (made.schedule(), summed)):
+        reads = [[meaning(found, row) for row in rows] for rows in sources(found)]
+        assert dict(zip(positions(found), reads, strict=True)) == wanted
+    kinds = {height(tree.parents, node) for tree in batch for node in range(len(tree.parents))}
+    assert len(schedule.levels) == len(kinds)
+    assert [meaning(schedule, row) for row in last_rows(schedule)] == [("position", root) for root in made.roots]
+
+
+@given(st.lists(trees(), max_size=4))
+def test_the_nodes_of_a_level_stand_in_their_order(batch: list[list[int]]) -> None:
+    for schedule in (forest(batch), forest(batch, slots=8)):
+        for level in schedule.levels:
+            nodes = positions(schedule)[level.start : level.stop]
+            assert nodes == sorted(nodes)
+
+
+def nested(tree: list[int], node: int = 0) -> object:
+    """The tree as lists, its leaves named by their nodes."""
+    return [nested(tree, child) for child in children(tree, node)] or f"leaf {node}"
+
+
+@st.composite
+def depths(draw: st.DrawFn) -> list[int]:
+    found: list[int] = []
+    for _ in range(draw(st.integers(0, 12))):
+        found.append(draw(st.integers(0, found[-1] + 1 if found else 0)))
+    return found
+
+
+@given(depths())
+def test_depths_and_nested_lists(given_depths: list[int]) -> None:
+    batch: list[list[int]] = []
+    path: list[int] = []
+    for depth in given_depths:  # the path to the node before
+        if depth == 0:
+            batch.append([])
+        tree = batch[-1]
+        path = [*path[:depth], len(tree)]
+        tree.append(path[-2] if depth else -1)
+    expected = Forest.from_parents(batch)
+    assert_same(Forest.from_depths(given_depths), expected)
+    lists = [nested(tree) for tree in batch]
+    found, leaves = Forest.from_nested(lists)
+    assert_same(found, expected)
+    assert leaves == [f"leaf {node}" for tree in batch for node in range(len(tree)) if node not in tree]
+    assert_same(Forest.from_nested([tuple(tree) if isinstance(tree, list) else tree for tree in lists])[0], expected)
+
+
+Shape = tuple[int, list["Shape"]]  # a node and its children by their slots
+
+
+def shapes(made: Forest, names: list[int]) -> list[Shape]:
+    above, slots = made.above.tolist(), made.slots.tolist()
+
+    def shape(node: int) -> Shape:
+        below = sorted((slots[child], child) for child, parent in enumerate(above) if parent == node)
+        return names[node], [shape(child) for _, child in below]
+
+    return [shape(root) for root in made.roots.tolist()]
+
+
+def two_by_two(shape: Shape, side: str) -> Shape:
+    name, below = shape[0], [two_by_two(child, side) for child in shape[1]]
+    while len(below) > 2:
+        below = [*below[:-2], (-1, below[-2:])] if side == "right" else [(-1, below[:2]), *below[2:]]
+    return name, below
+
+
+def without_chains(shape: Shape, highest: bool) -> Shape:
+    low = shape
+    while len(low[1]) == 1:
+        low = low[1][0]
+    return (shape if highest else low)[0], [without_chains(child, highest) for child in low[1]]
+
+
+def in_order(shape: Shape, depth: int = 0) -> list[tuple[int, int]]:
+    return [(shape[0], depth), *(found for child in shape[1] for found in in_order(child, depth + 1))]
+
+
+@given(st.lists(slotted_trees(), max_size=4))
+@example([Slotted([5, 5, 5, 5, 5, -1], [3, 0, 4, 1, 2, -1])])
+@example([Slotted([1, 2, -1], [2, 0, -1])])
+def test_trees_made_of_trees(batch: list[Slotted]) -> None:
+    made = Forest.from_parents([tree.parents for tree in batch], [tree.slots for tree in batch])
+    expected = shapes(made, list(range(made.nodes)))
+    nodes, depths = preorder(made)
+    assert list(zip(nodes.tolist(), depths.tolist(), strict=True)) == [
+        found for shape in expected for found in in_order(shape)
+    ]
+    for side in ("left", "right"):
+        two, origin = binarise(made, side)
+        assert shapes(two, origin.tolist()) == [two_by_two(shape, side) for shape in expected]
+        assert two.slots[origin < 0].tolist() == [int(side == "right")] * (origin < 0).sum()
+    small, highest, lowest = collapse(made)
+    assert shapes(small, highest.tolist()) == [without_chains(shape, True) for shape in expected]
+    assert shapes(small, lowest.tolist()) == [without_chains(shape, False) for shape in expected]
+    with pytest.raises(ArgumentError, match=r"^side is 'up': Known: left, right"):
+        binarise(made, "up")
+
+
+def test_deep_and_many() -> None:
+    """Shapes that a recursion, or anything quadratic, would not survive."""
+    size = 100_001
+    comb = [-1] + [2 * ((node - 1) // 2) for node in range(1, size)]
+    made = Forest.from_parents([comb])
+    assert made.heights.max() == 50_000
+    assert len(made.schedule().levels) == len(made.schedule(2).levels) == 50_001
+    lists: object = "leaf"
+    for _ in range(50_000):
+        lists = ["leaf", lists]
+    assert_same(Forest.from_nested([lists])[0], made)
+    order, depths = preorder(made)
+    assert order.tolist() == list(range(size))
+    assert depths.max() == 50_000
+    while isinstance(lists, list):  # Python itself frees nested lists recursively
+        lists = lists[1]
+    leaves = Forest.from_parents([[-1]] * 10_000)
+    assert [level.source.shape for level in leaves.schedule().levels] == [(10_000, 1)]
+    star = forest([[-1] + [0] * 10_000, *[[-1]] * 10_000])
+    assert [tuple(level.source.shape) for level in star.levels] == [(20_000, 1), (1, 10_000)]
+    ladder = [[[]] + [[node - 1, max(node - 2, 0)] for node in range(1, 5000)]]  # 2^5000 ways lead through it
+    assert Graphs.from_predecessors(ladder).heights.max() == 4999
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: forest([[-1], [-1, 0, 0, 0]], 2),
+            r"^Tree 1: node 0 has 3 children, one in slot 2; the cell has 2 slot",
+        ),
+        (
+            lambda: Forest.from_parents([[-1, 0]], [[0, 4]]).schedule(1),
+            r"^Tree 0: node 0 has 1 child, one in slot 4; the cell has 1 slot, from 0 to 0\.$",
+        ),
+        (lambda: forest([[-1]], slots=0), "^slots must be a positive integer, not 0"),
+        (
+            lambda: Forest.from_parents([[-1], [-1, 0, 0]], [[0], [0, 3, 3]]),
+            r"^Tree 1: node 2 is in slot 3 of node 0, and so is a sibling\.$",
+        ),
+        (
+            lambda: Forest.from_parents([[-1], [1, -1]], [[0], [-2, 0]]),
+            r"^Tree 1: node 0 is in slot -2 of node 1, and slots count from 0\.$",
+        ),
+        (
+            lambda: Forest.from_parents([[-1]], [[0, 0]]),
+            r"^slots are given for \[2\] nodes; the trees have \[1\]\.$",
+        ),
+        (
+            lambda: Forest.from_flat(np.array([-1, -1]), np.array([1])),
+            r"^sizes add up to 1 nodes, and there are 2 parents\.$",
+        ),
+        (lambda: Forest.from_nested(["a", ["a", ["b", []]]]), r"^Tree 1 holds an empty list; a list has children"),
+        (lambda: Forest.from_depths([0, 1, 3]), "^depths: node 2 has depth 3, and no parent precedes it"),
+        (lambda: Forest.from_depths([1]), "^depths: node 0 has depth 1,"),
+        (lambda: Forest.from_depths([0, -1]), "^depths: node 1 has depth -1,"),
+        (lambda: Graphs.from_predecessors([[[]], []]), r"^Graph 1 is empty; a graph has a node at least\.$"),
+        (
+            lambda: Graphs.from_predecessors([[[]], [[], [2]]]),
+            r"^Graph 1: predecessor 2 is no node; they lie in 0 to 1, and -1 is an empty slot\.$",
+        ),
+        (
+            lambda: Graphs.from_predecessors([[[]], [[], [0, 3], [1], [2]]]),
+            r"^Graph 1 has a cycle, and node 1 lies on it or after it\.$",
+        ),
+        (
+            lambda: Graphs.from_predecessors([[[]], [[], [0], [0]]]),
+            r"^Graph 1 has 2 nodes that precede none; a graph has one\.$",
+        ),
+        (
+            lambda: Graphs.from_predecessors([[[], [0, -1, 0]]]).schedule(2),
+            r"^Graph 0: node 1 has 2 predecessors, one in slot 2; the cell has 2 slots, from 0 to 1\.$",
+        ),
+    ],
+)
+def test_what_is_no_structure(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        make()
+
+
+# Graphs.
+
+
+@st.composite
+def graphs(draw: st.DrawFn, most: int = 7) -> list[list[int]]:
+    """Predecessors of an acyclic graph with one end, its nodes in any order; -1 where a slot is empty."""
+    size = draw(st.integers(1, most))
+    found = [draw(st.lists(st.integers(-1, node - 1), max_size=3)) for node in range(size)]
+    ends = [node for node in range(size - 1) if not any(node in reads for reads in found)]
+    found[-1] += ends
+    names = draw(st.permutations(range(size)))
+    renamed: list[list[int]] = [[] for _ in range(size)]
+    for node, reads in enumerate(found):
+        renamed[names[node]] = [other if other < 0 else names[other] for other in reads]
+    return renamed
+
+
+@given(st.lists(graphs(), max_size=4), st.data())
+def test_graphs(batch: list[list[list[int]]], data: st.DataObject) -> None:
+    made = Graphs.from_predecessors(batch)
+    for slots in (None, 9):
+        schedule = made.schedule(slots)
+        check_form(schedule)
+        expected, offset = {}, 0
+        for number, graph in enumerate(batch):
+            for node, reads in enumerate(graph):
+                held = [("blank",) if other < 0 else ("position", offset + other) for other in reads]
+                inner = any(other >= 0 for other in reads)
+                if slots is None:
+                    held = [other for other in held if other != ("blank",)] or [("entry", number)]
+                else:
+                    held = [*held, *[("blank",)] * (slots - len(held))] if inner else [("entry", number)] * slots
+                expected[offset + node] = held
+            offset += len(graph)
+        reads = [[meaning(schedule, row) for row in rows] for rows in sources(schedule)]
+        assert dict(zip(positions(schedule), reads, strict=True)) == expected
+        ends = [meaning(schedule, row)[1] for row in last_rows(schedule)]
+        read = {held[1] for rows in expected.values() for held in rows if held[0] == "position"}
+        assert not read & set(ends)
+    if batch:
+        chosen = data.draw(st.lists(st.integers(0, len(batch) - 1), min_size=1, max_size=5))
+        assert_same(made[chosen], Graphs.from_predecessors([batch[n] for n in chosen]))
+        assert_same(Graphs.concatenate([made[:1], made[1:]]), made)
+
+
+@given(st.lists(slotted_trees(), max_size=3))
+def test_a_tree_as_a_graph_is_the_tree(batch: list[Slotted]) -> None:
+    read = []
+    for parents, taken in batch:
+        below = [{taken[child]: child for child in children(parents, node)} for node in range(len(parents))]
+        read.append([[kids.get(slot, -1) for slot in range(4)] for kids in below])
+    as_graphs = Graphs.from_predecessors(read)
+    as_trees = Forest.from_parents([tree.parents for tree in batch], [tree.slots for tree in batch])
+    for slots in (None, 4):
+        ours, theirs = as_graphs.schedule(slots), as_trees.schedule(slots)
+        assert sources(ours) == sources(theirs)
+        assert positions(ours) == positions(theirs)
+        assert len(ours.levels) == len(theirs.levels)
 
 
 def walked(schedule: Schedule, states: list[str], names: list[str]) -> tuple[list[str], list[str]]:

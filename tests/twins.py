@@ -160,6 +160,35 @@ def _node(cell: Cell, tree: Sequence[int], node: int, rows: Tensor, enter: Any, 
     return done[node]
 
 
+def graph_twin(cell: Cell, graphs: Sequence[Sequence[Sequence[int]]], x: Tensor, enters: Any) -> tuple[Any, Any]:
+    """`tree_twin` over graphs, given by the predecessors of each node (-1: none); what several read is computed once.
+
+    Returns:
+        The states of all nodes, and of the node of each graph that precedes none.
+    """
+    nodes: list[Any] = []
+    ends: list[Any] = []
+    for number, graph in enumerate(graphs):
+        enter = cell.State(*(field[number : number + 1] for field in enters))
+        rows = x[len(nodes) : len(nodes) + len(graph)]
+        done: dict[int, Any] = {}
+
+        def state(node: int, graph: Any = graph, enter: Any = enter, rows: Tensor = rows, done: Any = done) -> Any:
+            if node not in done:
+                read = [state(other, graph, enter, rows, done) for other in graph[node] if other >= 0] or [enter]
+                gathered = cell.State(*(torch.cat(field).unsqueeze(0) for field in zip(*read, strict=True)))
+                with meaning_of_total(over_predecessors):
+                    new = cell(rows[node].view(1, 1, -1), gathered)
+                done[node] = cell.State(*(field.squeeze(0) for field in new))
+            return done[node]
+
+        nodes.extend(state(node) for node in range(len(graph)))
+        used = {other for reads in graph for other in reads}
+        ends += [done[node] for node in range(len(graph)) if node not in used]
+    together = (cell.State(*map(torch.cat, zip(*states, strict=True))) for states in (nodes, ends))
+    return next(together), next(together)
+
+
 CORE: dict[str, Callable[[int, int], Cell]] = {  # what stands for all cells where a test is about something else
     "elman": Elman,
     "elman-relu": partial(Elman, nonlinearity="relu"),

@@ -21,7 +21,7 @@ from ritornello.executors.cpu import CpuExecutor, unfit
 from ritornello.executors.run import TYPES, inside, machine_type
 from ritornello.executors.stepper import Stepper
 from ritornello.program import lookup
-from ritornello.structures import Schedule, forest, from_rows, to_rows
+from ritornello.structures import Acyclic, Schedule, forest, from_rows, to_rows
 
 
 class Unfold(nn.Module):
@@ -231,12 +231,12 @@ class Unfold(nn.Module):
         return field.squeeze(1) if not layout.batched else field.transpose(0, 1) if self.batch_first else field
 
     def over(
-        self, trees: Sequence[Sequence[int]], x: Tensor, state: Any = None, *, all_states: bool = False
+        self, trees: Acyclic | Sequence[Sequence[int]], x: Tensor, state: Any = None, *, all_states: bool = False
     ) -> tuple[Any, Any]:
-        """Unfolds the cell over trees, from the leaves to the roots.
+        """Unfolds the cell over trees, from the leaves to the roots, or over acyclic graphs.
 
         Args:
-            trees: for each tree the parent of every node, -1 for the root.
+            trees: a `Forest`, `Graphs`, or for each tree the parent of every node, -1 for the root.
             x: (nodes of all trees, input_size), tree after tree.
             state: what leaves read, fields (trees, size). Default: the initial state.
             all_states: return all fields of every node's state in place of the outputs.

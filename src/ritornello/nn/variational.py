@@ -17,6 +17,7 @@ from ritornello.errors import ArgumentError, CellError
 from ritornello.executors.stepper import Stepper
 from ritornello.nn.protocol import check_share
 from ritornello.nn.wrapped import Wrapped
+from ritornello.structures import Acyclic, Forest
 
 PRODUCTS = {  # what reads h by a matrix; a concatenation is only made to be multiplied
     *(F.linear, F.bilinear, torch.cat, torch.concat, torch.concatenate, torch.addmm, torch.mm, torch.bmm),
@@ -78,9 +79,12 @@ class VariationalDropout(Unfold):
 
         return super().forward(self._with_masks(x, layout.batch, spread), state, **options)
 
-    def over(self, trees: Sequence[Sequence[int]], x: Tensor, state: Any = None, **options: Any) -> tuple[Any, Any]:
+    def over(
+        self, trees: Acyclic | Sequence[Sequence[int]], x: Tensor, state: Any = None, **options: Any
+    ) -> tuple[Any, Any]:
         """As `Unfold.over`, with the same masks at all nodes of a tree."""
-        sizes = torch.tensor([len(tree) for tree in trees], device=x.device)
+        trees = trees if isinstance(trees, Acyclic) else Forest.from_parents(trees)
+        sizes = torch.from_numpy(trees.sizes).to(x.device)
         x = self._with_masks(x, len(trees), lambda mask: mask.repeat_interleave(sizes, 0))
         return super().over(trees, x, state, **options)
 
