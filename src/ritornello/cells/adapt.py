@@ -77,6 +77,7 @@ class Adapted(Cell):
         self.module = module
         self._style, self._shapes, self._fields = style, shapes, fields
         self._extra = len(fields) > style.fields
+        state_type(*fields)  # made here, and not within a captured graph
 
     @property
     def State(self) -> Any:

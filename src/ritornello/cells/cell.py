@@ -6,7 +6,6 @@ import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -16,12 +15,19 @@ from ritornello.errors import ArgumentError
 _total = threading.local()
 
 
-@cache
+_state_types: dict[tuple[str, ...], Any] = {}  # and no functools.cache, which torch.compile would trace through
+
+
 def state_type(*fields: str) -> Any:
-    """The type of states with these fields, for cells that make theirs as they go; its instances can be pickled."""
-    made: Any = namedtuple("State", fields)  # type: ignore[misc]
-    made.__reduce__ = _reduced  # type: ignore[method-assign, assignment]
-    return made
+    """The type of states with these fields, for cells that make theirs as they go; its instances can be pickled.
+
+    A cell asks for it when it is made, so that within a captured graph it is there.
+    """
+    if fields not in _state_types:
+        made: Any = namedtuple("State", fields)  # type: ignore[misc]
+        made.__reduce__ = _reduced  # type: ignore[method-assign, assignment]
+        _state_types[fields] = made
+    return _state_types[fields]
 
 
 def _reduced(state: Any) -> tuple[Any, ...]:

@@ -71,6 +71,7 @@ class DeepTransition(Cell):
         self.S = nn.Linear(hidden_size, hidden_size, bias=False) if shortcut and depth > 1 else None
         self.output = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(output_depth))
         uniform_(self)
+        _ = self.State  # made here, and not within a captured graph
 
     @property
     def recurrent(self) -> tuple[str, ...]:  # type: ignore[override]

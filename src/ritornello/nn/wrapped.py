@@ -133,6 +133,7 @@ class SelfFed(Cell):
             )
         super().__init__(cell.input_size - size, size)
         self.cell, self.output = cell, output
+        _ = self.State  # made here, and not within a captured graph
 
     @property
     def State(self) -> Any:
