@@ -24,8 +24,7 @@ from twins import chain_twin, truncated_twin
 import ritornello as rit
 from ritornello.engine.adjoint import settle_adjoint
 from ritornello.errors import ArgumentError, CellError
-from ritornello.executors import Request
-from ritornello.executors import run as run_module
+from ritornello.executors import Request, chains
 from ritornello.structures import chain
 
 F64 = torch.float64
@@ -92,13 +91,13 @@ def test_only_root_t_states_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond x and the outputs: checkpoints of √T segments; no frames at all between forward and backward."""
     runs = []
 
-    class Watched(run_module.Run):
+    class Watched(chains.ChainRun):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             found = super().forward(*args, **kwargs)
             runs.append(self)
             return found
 
-    monkeypatch.setattr("ritornello.executors.cpu.Run", Watched)
+    monkeypatch.setattr("ritornello.executors.cpu.ChainRun", Watched)
     unfold = rit.Unfold(rit.LSTM(3, 8), adjoint="checkpointed", executor="cpu")
     unfold(torch.randn(100, 2, 3))
     (run,) = runs

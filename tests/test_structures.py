@@ -629,9 +629,3 @@ def test_segments_walked_one_after_the_other_are_the_whole(batch: Batch, size: i
     assert row_levels(schedule).tolist() == levels
     sequences = [entries(schedule)[entry] for entry in row_entries(schedule).tolist()]
     assert sequences == [position % batch.batch for position in positions(schedule)]
-
-
-@given(st.lists(st.integers(1, 5), max_size=4), st.integers(1, 6))
-def test_trees_without_branches_have_segments_too(lengths: list[int], size: int) -> None:
-    schedule = forest([[*range(1, length), -1] for length in lengths])
-    check_segments(schedule, size)

@@ -8,13 +8,12 @@ namespace rit {
 
 struct Code;
 
-// A structure's levels. Level l has the rows starts[l] to starts[l + 1].
+// The levels of chains. Level l has the rows starts[l] to starts[l + 1]; row j of a level is entry j's.
 struct Levels {
   int64_t entries, rows, count;
   const int64_t* starts;  // L + 1
-  const int64_t* source;  // (N, slots) rows of the table of states; null on chains, where row j of a level follows row j of the one before
+  const int64_t* source;  // N rows of the table of states; null where row j of a level follows row j of the one before
   const int64_t* last;    // E table rows of final states, with `source`
-  const int64_t* owner;   // N entries that rows belong to, ascending in a level; null where row j of a level is entry j
 };
 
 // One run. Arrays of numbers are of the type that the program runs in; a null pointer is "not given" or "not wanted".
@@ -44,12 +43,12 @@ struct Call {
 };
 
 // A forest's levels, from the leaves up: rows of one height and one kind. A kind has code of its own: for so many
-// predecessors, with an input or without.
+// predecessors (none, where leaves read no state), with an input or without.
 struct ForestLevel {
   int64_t start, rows;  // in the forest's order
   int64_t source;       // where the level's (rows, slots) table rows begin
   int64_t first;        // number of its first row among the rows of its kind
-  int64_t x;            // row of x that belongs to its first row
+  int64_t x;            // row of x that belongs to its first row; -1 where rows have none
   int kind;
 };
 

@@ -219,7 +219,7 @@ Code read_code(const std::vector<int64_t>& ints, const std::vector<double>& cons
   Reader in(ints);
   Code code{};
   code.fields = in.next(1, most_fields);
-  code.slots = in.next(1, most_slots);
+  code.slots = in.next(0, most_slots);
   if (code.spaces() > most_spaces) throw std::invalid_argument("too many fields and predecessors");
   for (int field = 0; field < code.fields; ++field) code.sizes.push_back(in.next(1, any));
   code.input = in.next(1, any);

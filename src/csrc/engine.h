@@ -7,6 +7,7 @@
 #include "machine.h"
 #include "memory.h"
 #include "pool.h"
+#include "table.h"
 
 namespace rit {
 namespace RIT_ISA {
@@ -125,10 +126,21 @@ template <class T> struct Lane {
   int64_t begin, end;  // entries
   T *temp, *scratch, *frame;
   void* work;          // of the products
-  T* ring[2 * most_fields];     // by field: states of two levels, where not all are kept
-  T* gathered[most_spaces];  // by space: predecessors' states, and gradients to them
-  T* carry[2 * most_fields];    // by field: gradients that come, gradients that go
+  T* ring[2 * most_fields];      // by field: states of two levels, where not all are kept
+  T* gathered[2 * most_fields];  // predecessors' states by field, then gradients to them
+  T* carry[2 * most_fields];     // by field: gradients that come, gradients that go
 };
+
+// Contiguous entries for each lane, with about as many rows.
+template <class AnyLane, class RowsOf> static void share_entries(AnyLane* lane, int lanes, int64_t entries, int64_t all_rows, RowsOf rows_of) {
+  int64_t entry = 0, rows = 0;
+  for (int number = 0; number < lanes; ++number) {
+    const int64_t goal = all_rows * (number + 1) / lanes;
+    lane[number].begin = entry;
+    for (; entry < entries && (rows < goal || number == lanes - 1); ++entry) rows += rows_of(entry);
+    lane[number].end = entry;
+  }
+}
 
 template <class P> class Engine {
   using T = typename P::T;
@@ -156,6 +168,7 @@ template <class P> class Engine {
   // --- what is set up before the threads start
 
   void prepare() {
+    table_.bind(call_, code_, levels_.entries, levels_.rows);
     threads_ = static_cast<int>(greater(1, lesser(call_.threads, most_threads)));
     scratch_stride_ = padded<T>(code_.scratch_size);
     frame_stride_ = frame_stride(code_);
@@ -195,25 +208,13 @@ template <class P> class Engine {
     return backward_ ? code_.used[BACK][pack] || code_.used[AFTER][pack] : code_.used[BEFORE][pack] || code_.used[LOOP][pack];
   }
 
-  // Contiguous entries for each lane, with about as many rows.
   void share_entries() {
-    int64_t entry = 0, rows = 0;
-    for (int lane = 0; lane < lanes_; ++lane) {
-      lane_[lane].begin = entry;
-      const int64_t goal = levels_.rows * (lane + 1) / lanes_;
-      for (; entry < levels_.entries && (rows < goal || lane == lanes_ - 1); ++entry) rows += rows_of(entry);
-      if (lane == lanes_ - 1) entry = levels_.entries;
-      lane_[lane].end = entry;
-    }
+    rit::RIT_ISA::share_entries(lane_, lanes_, levels_.entries, levels_.rows, [&](int64_t entry) { return reach(entry); });
   }
 
-  int64_t rows_of(int64_t entry) const {
-    if (levels_.owner) {
-      int64_t rows = 0;
-      for (int64_t row = 0; row < levels_.rows; ++row) rows += levels_.owner[row] == entry;
-      return rows;
-    }
-    int64_t low = 0, high = levels_.count;  // levels shrink: the first that does not reach this entry
+  // How many levels have a row of an entry; levels shrink.
+  int64_t reach(int64_t entry) const {
+    int64_t low = 0, high = levels_.count;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
       if (level_rows(middle) > entry) low = middle + 1;
@@ -223,7 +224,7 @@ template <class P> class Engine {
   }
 
   void lane_memory(Lane<T>& lane) {
-    const int64_t rows = levels_.owner ? most_rows_ : lesser(most_rows_, lane.end - lane.begin);
+    const int64_t rows = lesser(most_rows_, lane.end - lane.begin);
     lane.temp = take(code_.temp_size * rows_at_once<T>(code_));
     lane.scratch = take(scratch_stride_ * rows);
     lane.work = units(P::multiply_workspace(static_cast<int>(rows), deepest(code_)));
@@ -233,19 +234,13 @@ template <class P> class Engine {
         lane.ring[2 * field + turn] = call_.out[field] ? nullptr : take(rows * size(field));
         lane.carry[2 * field + turn] = backward_ && chain() ? take((lane.end - lane.begin) * size(field)) : nullptr;
       }
-      for (int slot = 0; slot < code_.slots; ++slot) {
-        lane.gathered[code_.prev(field, slot)] = chain() ? nullptr : take(rows * size(field));
-        lane.gathered[code_.dprev(field, slot)] = chain() || !backward_ ? nullptr : take(rows * size(field));
-      }
+      lane.gathered[field] = chain() ? nullptr : take(rows * size(field));
+      lane.gathered[most_fields + field] = chain() || !backward_ ? nullptr : take(rows * size(field));
     }
   }
 
   void gradient_memory() {
-    for (int field = 0; field < code_.fields && !chain(); ++field) {
-      const int64_t rows = 2 * levels_.entries + levels_.rows;
-      table_gradient_[field] = take(rows * size(field));
-      std::memset(table_gradient_[field], 0, sizeof(T) * rows * size(field));
-    }
+    if (!chain()) table_.take_gradients(space_);
     int most_columns = 1;
     for (const Reduction& reduction : code_.reductions)
       if (reduction.right.size > most_columns) most_columns = reduction.right.size;
@@ -279,7 +274,7 @@ template <class P> class Engine {
       barrier_.wait(threads);
     }
     for (const Reduction& reduction : code_.reductions) reduce(reduction, thread, threads);
-    if (!chain() && thread == 0) table_results();
+    if (!chain() && thread == 0) table_.write_gradients();
   }
 
   // The lanes, one after the other; where there is one only, the other threads help with its products.
@@ -344,42 +339,25 @@ template <class P> class Engine {
 
   // The rows of a level that belong to a lane, counted within the level.
   void rows_of_lane(const Lane<T>& lane, int64_t level, int64_t& first, int64_t& end) const {
-    const int64_t rows = level_rows(level);
-    if (!levels_.owner) {
-      first = lesser(lane.begin, rows);
-      end = lesser(lane.end, rows);
-      return;
-    }
-    const int64_t* owner = levels_.owner + levels_.starts[level];
-    for (first = 0; first < rows && owner[first] < lane.begin;) ++first;
-    for (end = first; end < rows && owner[end] < lane.end;) ++end;
-  }
-
-  T* state(int field, int64_t table_row) const {
-    const int64_t width = size(field);
-    if (table_row == 0) return static_cast<T*>(const_cast<void*>(call_.blank[field]));
-    if (table_row <= levels_.entries) return static_cast<T*>(const_cast<void*>(call_.entry[field])) + (table_row - 1) * width;
-    return static_cast<T*>(call_.out[field]) + (table_row - 1 - levels_.entries) * width;
+    first = lesser(lane.begin, level_rows(level));
+    end = lesser(lane.end, level_rows(level));
   }
 
   void bind_previous(Block<T>& b, const Lane<T>& lane, int64_t level, int64_t first) const {
-    for (int field = 0; field < code_.fields; ++field)
-      for (int slot = 0; slot < code_.slots; ++slot) {
-        const int64_t width = size(field);
-        const int space = code_.prev(field, slot);
-        if (!chain()) {
-          T* to = lane.gathered[space];
-          for (int row = 0; row < b.rows; ++row)
-            std::memcpy(to + row * width, state(field, levels_.source[(b.first_row + row) * code_.slots + slot]), sizeof(T) * width);
-          bind(b, space, to, width);
-        } else if (level == 0) {
-          bind(b, space, state(field, 1 + first), width);
-        } else if (call_.out[field]) {
-          bind(b, space, state(field, 1 + levels_.entries + levels_.starts[level - 1] + first), width);
-        } else {
-          bind(b, space, lane.ring[2 * field + (level - 1) % 2], width);
-        }
+    for (int field = 0; field < code_.fields; ++field) {
+      const int64_t width = size(field);
+      const int space = code_.prev(field, 0);
+      if (!chain()) {
+        table_.gather(field, levels_.source + b.first_row, 1, b.rows, lane.gathered[field]);
+        bind(b, space, lane.gathered[field], width);
+      } else if (level == 0) {
+        bind(b, space, table_.state(field, 1 + first), width);
+      } else if (call_.out[field]) {
+        bind(b, space, table_.state(field, 1 + levels_.entries + levels_.starts[level - 1] + first), width);
+      } else {
+        bind(b, space, lane.ring[2 * field + (level - 1) % 2], width);
       }
+    }
   }
 
   void bind_states(Block<T>& b, const Lane<T>& lane, int64_t level, int64_t first) const {
@@ -401,13 +379,10 @@ template <class P> class Engine {
       rit::RIT_ISA::run<P>(code_, LOOP, b, panels_);
       if (chain()) finish(b, first, greater(first, lesser(end, level_rows(level + 1))), end);
     }
-    const int64_t started = level_rows(0);
-    for (int field = 0; field < code_.fields; ++field)
-      for (int64_t entry = lane.begin; entry < lane.end; ++entry) {
-        T* to = static_cast<T*>(call_.last[field]) + entry * size(field);
-        if (!chain()) std::memcpy(to, state(field, levels_.last[entry]), sizeof(T) * size(field));
-        else if (entry >= started) std::memcpy(to, state(field, 1 + entry), sizeof(T) * size(field));
-      }
+    if (!chain()) table_.write_last(levels_.last, lane.begin, lane.end);
+    const int64_t idle = greater(lane.begin, level_rows(0));  // entries without a row
+    for (int field = 0; field < code_.fields && chain() && idle < lane.end; ++field)
+      std::memcpy(static_cast<T*>(call_.last[field]) + idle * size(field), table_.state(field, 1 + idle), sizeof(T) * size(field) * (lane.end - idle));
   }
 
   // Entries [from, end) have no further level: this one's states are their last.
@@ -467,15 +442,8 @@ template <class P> class Engine {
     else std::memset(to, 0, sizeof(T) * (end - from) * size(field));
   }
 
-  // The table of gradients has a blank row for each entry, so that no two threads write to one.
-  int64_t gradient_row(int64_t table_row, int64_t entry) const { return table_row == 0 ? entry : levels_.entries + table_row - 1; }
-
-  int64_t owner_of(int64_t level, int64_t row) const { return levels_.owner ? levels_.owner[row] : row - levels_.starts[level]; }
-
   void backward_table(Lane<T>& lane, Block<T>& b) {
-    for (int field = 0; field < code_.fields; ++field)
-      for (int64_t entry = lane.begin; entry < lane.end && call_.d_last[field]; ++entry)
-        add_to(field, gradient_row(levels_.last[entry], entry), static_cast<const T*>(call_.d_last[field]) + entry * size(field));
+    table_.add_last(levels_.last, lane.begin, lane.end);
     for (int64_t level = levels_.count - 1; level >= 0; --level) {
       int64_t first, end;
       rows_of_lane(lane, level, first, end);
@@ -484,32 +452,13 @@ template <class P> class Engine {
       bind_states(b, lane, level, first);
       bind_gradients(b);
       for (int field = 0; field < code_.fields; ++field) {
-        bind(b, code_.carry(field), table_gradient_[field] + (2 * levels_.entries + b.first_row) * size(field), size(field));
-        for (int slot = 0; slot < code_.slots; ++slot) bind(b, code_.dprev(field, slot), lane.gathered[code_.dprev(field, slot)], size(field));
+        bind(b, code_.carry(field), table_.gradient(field, b.first_row), size(field));
+        bind(b, code_.dprev(field, 0), lane.gathered[most_fields + field], size(field));
       }
       run_back(b);
       for (int field = 0; field < code_.fields; ++field)
         for (int64_t row = 0; row < b.rows; ++row)
-          for (int slot = 0; slot < code_.slots; ++slot) {
-            const int64_t source = levels_.source[(b.first_row + row) * code_.slots + slot];
-            add_to(field, gradient_row(source, owner_of(level, b.first_row + row)), b.base[code_.dprev(field, slot)] + row * size(field));
-          }
-    }
-  }
-
-  void add_to(int field, int64_t row, const T* gradient) {
-    T* to = table_gradient_[field] + row * size(field);
-    for (int64_t i = 0; i < size(field); ++i) to[i] += gradient[i];
-  }
-
-  void table_results() {
-    for (int field = 0; field < code_.fields; ++field) {
-      const int64_t width = size(field), entries = levels_.entries;
-      std::memcpy(call_.d_entry[field], table_gradient_[field] + entries * width, sizeof(T) * entries * width);
-      T* blank = static_cast<T*>(call_.d_blank[field]);
-      std::memset(blank, 0, sizeof(T) * width);
-      for (int64_t entry = 0; entry < entries; ++entry)
-        for (int64_t i = 0; i < width; ++i) blank[i] += table_gradient_[field][entry * width + i];
+          table_.add(field, levels_.source[b.first_row + row], first + row, b.base[code_.dprev(field, 0)] + row * size(field));
     }
   }
 
@@ -523,13 +472,12 @@ template <class P> class Engine {
       case FRAME: return static_cast<const T*>(call_.frame) + row * frame_stride_ + side.offset;
       default: break;
     }
-    const int number = side.space - FIRST_FIELD, states = code_.slots * code_.fields;
-    const int field = number % code_.fields, slot = number / code_.fields;
-    if (number >= states && number < states + code_.fields) return static_cast<const T*>(call_.out[field]) + row * size(field) + side.offset;
-    if (number >= states) return static_cast<const T*>(call_.d_out[field]) + row * size(field) + side.offset;
-    if (!chain()) return state(field, levels_.source[row * code_.slots + slot]) + side.offset;
+    const int part = (side.space - FIRST_FIELD) / code_.fields, field = (side.space - FIRST_FIELD) % code_.fields;
+    if (part == 1) return static_cast<const T*>(call_.out[field]) + row * size(field) + side.offset;
+    if (part > 1) return static_cast<const T*>(call_.d_out[field]) + row * size(field) + side.offset;
+    if (!chain()) return table_.state(field, levels_.source[row]) + side.offset;
     const int64_t at = row - levels_.starts[level];
-    return (level == 0 ? state(field, 1 + at) : state(field, 1 + levels_.entries + levels_.starts[level - 1] + at)) + side.offset;
+    return (level == 0 ? table_.state(field, 1 + at) : table_.state(field, 1 + levels_.entries + levels_.starts[level - 1] + at)) + side.offset;
   }
 
   void reduce(const Reduction& reduction, int thread, int threads) {
@@ -559,7 +507,7 @@ template <class P> class Engine {
   T* constant_ = nullptr;
   Unit** panels_ = nullptr;
   T* all_frames_ = nullptr;
-  T* table_gradient_[most_fields] = {};
+  Table<T> table_;
   Lane<T>* lane_ = nullptr;
   T *bulk_temp_[most_threads], *bulk_scratch_[most_threads], *column_[most_threads];
   Unit *bulk_work_[most_threads], *reduction_space_[most_threads];

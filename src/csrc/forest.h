@@ -8,6 +8,25 @@ namespace RIT_ISA {
 
 constexpr int forest_chunk = 64;  // rows of a level that go through a routine together
 
+// How many rows each entry has.
+static inline const int64_t* owned_rows(Workspace& space, const int64_t* owner, int64_t rows, int64_t entries) {
+  int64_t* const counts = static_cast<int64_t*>(space.take(sizeof(int64_t) * static_cast<size_t>(greater(1, entries))));
+  std::memset(counts, 0, sizeof(int64_t) * static_cast<size_t>(entries));
+  for (int64_t row = 0; row < rows; ++row) ++counts[owner[row]];
+  return counts;
+}
+
+// The first of a level's rows that belongs to an entry or a later one.
+static inline int64_t first_owned(const int64_t* owner, int64_t rows, int64_t entry) {
+  int64_t low = 0, high = rows;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (owner[middle] < entry) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
 template <class P> class Forest {
   using T = typename P::T;
   using Unit = typename P::Unit;
@@ -49,6 +68,7 @@ template <class P> class Forest {
   // --- what is set up before the threads start
 
   void prepare() {
+    table_.bind(call_, any(), forest_.entries, forest_.rows);
     threads_ = static_cast<int>(greater(1, lesser(call_.threads, most_threads)));
     lanes_ = static_cast<int>(greater(1, lesser(threads_, forest_.entries)));
     kind_ = static_cast<Kind*>(space_.take(sizeof(Kind) * static_cast<size_t>(greater(1, kind_count_))));
@@ -57,7 +77,8 @@ template <class P> class Forest {
     for (int thread = 0; thread < threads_; ++thread) column_[thread] = take(static_cast<int64_t>(deep) * panel_width<T>());
     for (int k = 0; k < kind_count_; ++k) prepare_kind(k);
     lane_ = static_cast<Lane*>(space_.take(sizeof(Lane) * static_cast<size_t>(lanes_)));
-    share_entries();
+    const int64_t* const counts = owned_rows(space_, forest_.owner, forest_.rows, forest_.entries);
+    share_entries(lane_, lanes_, forest_.entries, forest_.rows, [&](int64_t entry) { return counts[entry]; });
     for (int lane = 0; lane < lanes_; ++lane) lane_memory(lane_[lane], deep);
     if (backward_) gradient_memory();
   }
@@ -74,20 +95,6 @@ template <class P> class Forest {
 
   bool wanted(const Code& code, size_t pack) const {
     return backward_ ? code.used[BACK][pack] || code.used[AFTER][pack] : code.used[BEFORE][pack] || code.used[LOOP][pack];
-  }
-
-  // Contiguous entries for each lane, with about as many rows.
-  void share_entries() {
-    int64_t* const counts = static_cast<int64_t*>(space_.take(sizeof(int64_t) * static_cast<size_t>(greater(1, forest_.entries))));
-    std::memset(counts, 0, sizeof(int64_t) * static_cast<size_t>(forest_.entries));
-    for (int64_t row = 0; row < forest_.rows; ++row) ++counts[forest_.owner[row]];
-    int64_t entry = 0, rows = 0;
-    for (int lane = 0; lane < lanes_; ++lane) {
-      lane_[lane].begin = entry;
-      const int64_t goal = forest_.rows * (lane + 1) / lanes_;
-      for (; entry < forest_.entries && (rows < goal || lane == lanes_ - 1); ++entry) rows += counts[entry];
-      lane_[lane].end = entry;
-    }
   }
 
   void lane_memory(Lane& lane, int deep) {
@@ -112,11 +119,7 @@ template <class P> class Forest {
   }
 
   void gradient_memory() {
-    for (int field = 0; field < fields(); ++field) {
-      const int64_t rows = 2 * forest_.entries + forest_.rows;
-      table_gradient_[field] = take(rows * size(field));
-      std::memset(table_gradient_[field], 0, sizeof(T) * static_cast<size_t>(rows * size(field)));
-    }
+    table_.take_gradients(space_);
     int most_columns = 1;
     for (int k = 0; k < kind_count_; ++k)
       for (const Reduction& reduction : kinds_[k].code->reductions) most_columns = static_cast<int>(greater(most_columns, reduction.right.size));
@@ -143,7 +146,7 @@ template <class P> class Forest {
     barrier_.wait(threads);
     for (int k = 0; k < kind_count_; ++k)
       for (const Reduction& reduction : kinds_[k].code->reductions) reduce(k, reduction, thread, threads);
-    if (thread == 0) table_results();
+    if (thread == 0) table_.write_gradients();
   }
 
   void forward(Lane& lane) {
@@ -152,15 +155,11 @@ template <class P> class Forest {
         rit::RIT_ISA::run<P>(*kind.code, BEFORE, b, kind.panels);
         rit::RIT_ISA::run<P>(*kind.code, LOOP, b, kind.panels);
       });
-    for (int field = 0; field < fields(); ++field)
-      for (int64_t entry = lane.begin; entry < lane.end; ++entry)
-        std::memcpy(static_cast<T*>(call_.last[field]) + entry * size(field), state(field, forest_.last[entry]), sizeof(T) * static_cast<size_t>(size(field)));
+    table_.write_last(forest_.last, lane.begin, lane.end);
   }
 
   void backward(Lane& lane) {
-    for (int field = 0; field < fields(); ++field)
-      for (int64_t entry = lane.begin; entry < lane.end && call_.d_last[field]; ++entry)
-        add_to(field, gradient_row(forest_.last[entry], entry), static_cast<const T*>(call_.d_last[field]) + entry * size(field));
+    table_.add_last(forest_.last, lane.begin, lane.end);
     for (int64_t level = forest_.count - 1; level >= 0; --level)
       each_chunk(lane, level, [&](const Kind& kind, Block<T>& b, int64_t source) {
         rit::RIT_ISA::run<P>(*kind.code, BACK, b, kind.panels);
@@ -173,7 +172,8 @@ template <class P> class Forest {
   template <class Go> void each_chunk(Lane& lane, int64_t number, Go go) {
     const ForestLevel& level = forest_.levels[number];
     const Kind& kind = kind_[level.kind];
-    const int64_t begin = first_of(level, lane.begin), end = first_of(level, lane.end);
+    const int64_t* const owner = forest_.owner + level.start;
+    const int64_t begin = first_owned(owner, level.rows, lane.begin), end = first_owned(owner, level.rows, lane.end);
     for (int64_t first = begin; first < end; first += forest_chunk) {
       Block<T> b{};
       const int64_t source = level.source + first * kind.code->slots;
@@ -182,17 +182,6 @@ template <class P> class Forest {
       if (backward_) bind_gradients(b, lane, *kind.code);
       go(kind, b, source);
     }
-  }
-
-  // The first row of a level, counted within it, that belongs to an entry or a later one.
-  int64_t first_of(const ForestLevel& level, int64_t entry) const {
-    int64_t low = 0, high = level.rows;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (forest_.owner[level.start + middle] < entry) low = middle + 1;
-      else high = middle;
-    }
-    return low;
   }
 
   static void bind(Block<T>& b, int space, T* base, int64_t stride) {
@@ -211,6 +200,7 @@ template <class P> class Forest {
     bind(b, TEMP, lane.temp, code.temp_size);
     bind(b, SCRATCH, lane.scratch, kind.scratch_stride);
     bind(b, FRAME, kind.frame ? kind.frame + (level.first + first) * kind.frame_stride : lane.frame, kind.frame_stride);
+    if (level.x < 0) return;
     bind(b, X, static_cast<T*>(const_cast<void*>(call_.x)) + (level.x + first) * code.input, code.input);
     if (call_.d_x) bind(b, DX, static_cast<T*>(call_.d_x) + (level.x + first) * code.input, code.input);
   }
@@ -220,8 +210,7 @@ template <class P> class Forest {
       const int64_t width = size(field);
       for (int slot = 0; slot < code.slots; ++slot) {
         T* to = lane.gathered[2 * (slot * code.fields + field)];
-        for (int row = 0; row < b.rows; ++row)
-          std::memcpy(to + row * width, state(field, forest_.source[source + row * code.slots + slot]), sizeof(T) * static_cast<size_t>(width));
+        table_.gather(field, forest_.source + source + slot, code.slots, b.rows, to);
         bind(b, code.prev(field, slot), to, width);
       }
       bind(b, code.out(field), static_cast<T*>(call_.out[field]) + b.first_row * width, width);
@@ -232,7 +221,7 @@ template <class P> class Forest {
     for (int field = 0; field < code.fields; ++field) {
       const int64_t width = size(field);
       if (call_.d_out[field]) bind(b, code.dout(field), static_cast<T*>(const_cast<void*>(call_.d_out[field])) + b.first_row * width, width);
-      bind(b, code.carry(field), table_gradient_[field] + (2 * forest_.entries + b.first_row) * width, width);
+      bind(b, code.carry(field), table_.gradient(field, b.first_row), width);
       for (int slot = 0; slot < code.slots; ++slot) bind(b, code.dprev(field, slot), lane.gathered[2 * (slot * code.fields + field) + 1], width);
     }
   }
@@ -241,34 +230,7 @@ template <class P> class Forest {
     for (int field = 0; field < code.fields; ++field)
       for (int row = 0; row < b.rows; ++row)
         for (int slot = 0; slot < code.slots; ++slot)
-          add_to(field, gradient_row(forest_.source[source + row * code.slots + slot], forest_.owner[b.first_row + row]),
-                 b.base[code.dprev(field, slot)] + row * size(field));
-  }
-
-  T* state(int field, int64_t table_row) const {
-    const int64_t width = size(field);
-    if (table_row == 0) return static_cast<T*>(const_cast<void*>(call_.blank[field]));
-    if (table_row <= forest_.entries) return static_cast<T*>(const_cast<void*>(call_.entry[field])) + (table_row - 1) * width;
-    return static_cast<T*>(call_.out[field]) + (table_row - 1 - forest_.entries) * width;
-  }
-
-  // The table of gradients has a blank row for each entry, so that no two threads write to one.
-  int64_t gradient_row(int64_t table_row, int64_t entry) const { return table_row == 0 ? entry : forest_.entries + table_row - 1; }
-
-  void add_to(int field, int64_t row, const T* gradient) {
-    T* to = table_gradient_[field] + row * size(field);
-    for (int64_t i = 0; i < size(field); ++i) to[i] += gradient[i];
-  }
-
-  void table_results() {
-    for (int field = 0; field < fields(); ++field) {
-      const int64_t width = size(field), entries = forest_.entries;
-      std::memcpy(call_.d_entry[field], table_gradient_[field] + entries * width, sizeof(T) * static_cast<size_t>(entries * width));
-      T* blank = static_cast<T*>(call_.d_blank[field]);
-      std::memset(blank, 0, sizeof(T) * static_cast<size_t>(width));
-      for (int64_t entry = 0; entry < entries; ++entry)
-        for (int64_t i = 0; i < width; ++i) blank[i] += table_gradient_[field][entry * width + i];
-    }
+          table_.add(field, forest_.source[source + row * code.slots + slot], forest_.owner[b.first_row + row], b.base[code.dprev(field, slot)] + row * size(field));
   }
 
   // --- parameters' gradients: over all rows of a kind
@@ -301,7 +263,7 @@ template <class P> class Forest {
     }
     const int number = side.space - FIRST_FIELD, states = code.slots * code.fields;
     const int field = number % code.fields, slot = number / code.fields;
-    if (number < states) return state(field, forest_.source[level.source + row * code.slots + slot]) + side.offset;
+    if (number < states) return table_.state(field, forest_.source[level.source + row * code.slots + slot]) + side.offset;
     const void* all = number < states + code.fields ? call_.out[field] : call_.d_out[field];
     return static_cast<const T*>(all) + (level.start + row) * size(field) + side.offset;
   }
@@ -317,7 +279,7 @@ template <class P> class Forest {
   int threads_ = 1, lanes_ = 1;
   Kind* kind_ = nullptr;
   Lane* lane_ = nullptr;
-  T* table_gradient_[most_fields] = {};
+  Table<T> table_;
   T* column_[most_threads];
   Unit* reduction_space_[most_threads];
   const T** row_pointers_[most_threads];

@@ -1,4 +1,4 @@
-// A structure's levels, copied and checked.
+// The levels of chains, and of forests, copied and checked.
 #pragma once
 #include <vector>
 
@@ -8,18 +8,16 @@ namespace rit {
 
 class LevelStore {
  public:
-  // Throws std::invalid_argument where they are no schedule. Empty `source`: a chain; empty `owner`: row j is entry j's.
-  LevelStore(int64_t entries, std::vector<int64_t> starts, std::vector<int64_t> source, int slots, std::vector<int64_t> last, std::vector<int64_t> owner);
+  // Throws std::invalid_argument where they are no chains. Empty `source`: each row follows that of the level before.
+  LevelStore(int64_t entries, std::vector<int64_t> starts, std::vector<int64_t> source, std::vector<int64_t> last);
 
   const Levels& levels() const { return levels_; }
-  int slots() const { return slots_; }
 
  private:
   void check() const;
-  void check_owners() const;
+  void check_sources() const;
 
-  std::vector<int64_t> starts_, source_, last_, owner_;
-  int slots_;
+  std::vector<int64_t> starts_, source_, last_;
   Levels levels_;
 };
 

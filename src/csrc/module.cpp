@@ -41,22 +41,45 @@ std::vector<const rit::Levels*> levels_of(const std::vector<const rit::LevelStor
   return found;
 }
 
-void forward(const rit::Code& code, const rit::LevelStore& levels, const std::vector<const rit::LevelStore*>& segments, const Addresses& checkpoints, const std::string& type, int threads, uint64_t seed, uintptr_t x, const Addresses& entry,
-             const Addresses& blank, const Addresses& out, const Addresses& last, uintptr_t frame, const Addresses& parameters, const Integers& strides) {
+// What a run reads and where it writes; nobody but the run keeps the addresses.
+rit::Call call_over(int threads, uint64_t seed, uintptr_t x, const Addresses& entry, const Addresses& blank, const Addresses& out) {
   rit::Call call{};
-  call.code = &code;
-  call.levels = &levels.levels();
   call.threads = threads;
   call.seed = seed;
   call.x = at<void>(x);
   call.entry = inputs(entry);
   call.blank = inputs(blank);
   call.out = outputs(out);
-  call.last = outputs(last);
+  return call;
+}
+
+void give_parameters(rit::Call& call, const rit::Code& code, uintptr_t frame, const Addresses& parameters, const Integers& strides) {
+  call.code = &code;
   call.frame = at<void>(frame);
   call.parameters = inputs(parameters);
   call.parameter_strides = strides.data();
+}
+
+void give_gradients(rit::Call& call, const Addresses& d_out, const Addresses& d_last, uintptr_t d_x, const Addresses& d_entry, const Addresses& d_blank) {
+  call.d_out = inputs(d_out);
+  call.d_last = inputs(d_last);
+  call.d_x = at<void>(d_x);
+  call.d_entry = outputs(d_entry);
+  call.d_blank = outputs(d_blank);
+}
+
+void give_parameter_gradients(rit::Call& call, const Addresses& d_parameters, const Integers& d_shapes) {
+  call.d_parameters = outputs(d_parameters);
+  call.d_shapes = d_shapes.data();
+}
+
+void forward(const rit::Code& code, const rit::LevelStore& levels, const std::vector<const rit::LevelStore*>& segments, const Addresses& checkpoints, const std::string& type, int threads, uint64_t seed, uintptr_t x, const Addresses& entry,
+             const Addresses& blank, const Addresses& out, const Addresses& last, uintptr_t frame, const Addresses& parameters, const Integers& strides) {
+  rit::Call call = call_over(threads, seed, x, entry, blank, out);
+  call.levels = &levels.levels();
+  call.last = outputs(last);
   call.checkpoints = outputs(checkpoints);
+  give_parameters(call, code, frame, parameters, strides);
   const rit::Backend& backend = rit::choose_backend();
   const rit::Type number = type_of(type);
   const std::vector<const rit::Levels*> pieces = levels_of(segments);
@@ -68,26 +91,12 @@ void forward(const rit::Code& code, const rit::LevelStore& levels, const std::ve
 void backward(const rit::Code& code, const rit::LevelStore& levels, const std::vector<const rit::LevelStore*>& segments, const Addresses& checkpoints, const std::string& type, int threads, uint64_t seed, uintptr_t x, const Addresses& entry,
               const Addresses& blank, const Addresses& out, uintptr_t frame, const Addresses& parameters, const Integers& strides, const Addresses& d_out,
               const Addresses& d_last, uintptr_t d_x, const Addresses& d_entry, const Addresses& d_blank, const Addresses& d_parameters, const Integers& d_shapes) {
-  rit::Call call{};
-  call.code = &code;
+  rit::Call call = call_over(threads, seed, x, entry, blank, out);
   call.levels = &levels.levels();
-  call.threads = threads;
-  call.seed = seed;
-  call.x = at<void>(x);
-  call.entry = inputs(entry);
-  call.blank = inputs(blank);
-  call.out = outputs(out);
-  call.frame = at<void>(frame);
-  call.parameters = inputs(parameters);
-  call.parameter_strides = strides.data();
-  call.d_out = inputs(d_out);
-  call.d_last = inputs(d_last);
-  call.d_x = at<void>(d_x);
-  call.d_entry = outputs(d_entry);
-  call.d_blank = outputs(d_blank);
-  call.d_parameters = outputs(d_parameters);
-  call.d_shapes = d_shapes.data();
   call.checkpoints = outputs(checkpoints);
+  give_parameters(call, code, frame, parameters, strides);
+  give_gradients(call, d_out, d_last, d_x, d_entry, d_blank);
+  give_parameter_gradients(call, d_parameters, d_shapes);
   const rit::Backend& backend = rit::choose_backend();
   const rit::Type number = type_of(type);
   const std::vector<const rit::Levels*> pieces = levels_of(segments);
@@ -96,35 +105,13 @@ void backward(const rit::Code& code, const rit::LevelStore& levels, const std::v
   else backend.backward_checkpointed[number](call, pieces.data(), static_cast<int>(pieces.size()));
 }
 
-// Each kind's code, parameters and frames; where gradients are wanted, room for them.
-struct Kinds {
-  Kinds(const std::vector<const rit::Code*>& codes, const Addresses& frames, const std::vector<Addresses>& parameters, const std::vector<Integers>& strides)
-      : calls(codes.size()) {
-    for (size_t k = 0; k < codes.size(); ++k) {
-      calls[k].code = codes[k];
-      calls[k].frame = at<void>(frames[k]);
-      calls[k].parameters = inputs(parameters[k]);
-      calls[k].parameter_strides = strides[k].data();
-    }
-  }
-  std::vector<rit::Call> calls;
-};
-
 void forest_forward(const rit::ForestStore& forest, const std::vector<const rit::Code*>& codes, const std::string& type, int threads, uint64_t seed, uintptr_t x,
                     const Addresses& entry, const Addresses& blank, const Addresses& out, const Addresses& last, const Addresses& frames,
                     const std::vector<Addresses>& parameters, const std::vector<Integers>& strides) {
-  Kinds kinds(codes, frames, parameters, strides);
-  rit::ForestCall call{};
-  call.shared.threads = threads;
-  call.shared.seed = seed;
-  call.shared.x = at<void>(x);
-  call.shared.entry = inputs(entry);
-  call.shared.blank = inputs(blank);
-  call.shared.out = outputs(out);
+  std::vector<rit::Call> kinds(codes.size());
+  for (size_t k = 0; k < codes.size(); ++k) give_parameters(kinds[k], *codes[k], frames[k], parameters[k], strides[k]);
+  rit::ForestCall call{call_over(threads, seed, x, entry, blank, out), &forest.forest(), kinds.data(), static_cast<int>(kinds.size())};
   call.shared.last = outputs(last);
-  call.forest = &forest.forest();
-  call.kinds = kinds.calls.data();
-  call.kind_count = static_cast<int>(kinds.calls.size());
   const rit::Backend& backend = rit::choose_backend();
   const rit::Type number = type_of(type);
   nb::gil_scoped_release release;
@@ -135,26 +122,13 @@ void forest_backward(const rit::ForestStore& forest, const std::vector<const rit
                      const Addresses& entry, const Addresses& blank, const Addresses& out, const Addresses& frames, const std::vector<Addresses>& parameters,
                      const std::vector<Integers>& strides, const Addresses& d_out, const Addresses& d_last, uintptr_t d_x, const Addresses& d_entry,
                      const Addresses& d_blank, const std::vector<Addresses>& d_parameters, const std::vector<Integers>& d_shapes) {
-  Kinds kinds(codes, frames, parameters, strides);
+  std::vector<rit::Call> kinds(codes.size());
   for (size_t k = 0; k < codes.size(); ++k) {
-    kinds.calls[k].d_parameters = outputs(d_parameters[k]);
-    kinds.calls[k].d_shapes = d_shapes[k].data();
+    give_parameters(kinds[k], *codes[k], frames[k], parameters[k], strides[k]);
+    give_parameter_gradients(kinds[k], d_parameters[k], d_shapes[k]);
   }
-  rit::ForestCall call{};
-  call.shared.threads = threads;
-  call.shared.seed = seed;
-  call.shared.x = at<void>(x);
-  call.shared.entry = inputs(entry);
-  call.shared.blank = inputs(blank);
-  call.shared.out = outputs(out);
-  call.shared.d_out = inputs(d_out);
-  call.shared.d_last = inputs(d_last);
-  call.shared.d_x = at<void>(d_x);
-  call.shared.d_entry = outputs(d_entry);
-  call.shared.d_blank = outputs(d_blank);
-  call.forest = &forest.forest();
-  call.kinds = kinds.calls.data();
-  call.kind_count = static_cast<int>(kinds.calls.size());
+  rit::ForestCall call{call_over(threads, seed, x, entry, blank, out), &forest.forest(), kinds.data(), static_cast<int>(kinds.size())};
+  give_gradients(call.shared, d_out, d_last, d_x, d_entry, d_blank);
   const rit::Backend& backend = rit::choose_backend();
   const rit::Type number = type_of(type);
   nb::gil_scoped_release release;
@@ -213,8 +187,8 @@ NB_MODULE(_core, m) {
   nb::class_<Memory>(m, "Memory", "Working memory, used again when it is dropped.")
       .def(nb::init<size_t>(), "bytes"_a)
       .def_prop_ro("address", [](const Memory& memory) { return reinterpret_cast<uintptr_t>(memory.data); });
-  nb::class_<rit::LevelStore>(m, "Levels", "A structure's levels.")
-      .def(nb::init<int64_t, Integers, Integers, int, Integers, Integers>(), "entries"_a, "starts"_a, "source"_a, "slots"_a, "last"_a, "owner"_a);
+  nb::class_<rit::LevelStore>(m, "Levels", "The levels of chains.")
+      .def(nb::init<int64_t, Integers, Integers, Integers>(), "entries"_a, "starts"_a, "source"_a, "last"_a);
   nb::class_<rit::ForestStore>(m, "Forest", "A forest's levels, of rows of several kinds.")
       .def(
           "__init__",

@@ -25,17 +25,9 @@ class Memory:
     def address(self) -> int: ...
 
 class Levels:
-    """A structure's levels."""
+    """The levels of chains."""
 
-    def __init__(
-        self,
-        entries: int,
-        starts: Sequence[int],
-        source: Sequence[int],
-        slots: int,
-        last: Sequence[int],
-        owner: Sequence[int],
-    ) -> None: ...
+    def __init__(self, entries: int, starts: Sequence[int], source: Sequence[int], last: Sequence[int]) -> None: ...
 
 class Forest:
     """A forest's levels, of rows of several kinds."""

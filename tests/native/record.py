@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import ritornello as rit
 from ritornello.cells import Cell, total
-from ritornello.executors.levels import core_levels, core_segments
+from ritornello.executors.chains import core_levels, core_segments
 from ritornello.executors.program_cell import ProgramCell
 from ritornello.executors.reference import ReferenceExecutor
 from ritornello.executors.request import Request

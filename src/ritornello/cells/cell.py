@@ -46,7 +46,9 @@ class Cell(nn.Module):
     its definition, and `ritornello.Unfold` only makes it convenient and fast. A cell knows no loop, no batch
     layout and no device.
 
-    Written with `total(...)` wherever predecessors are summed, the cell runs over trees as well as chains.
+    Written with `total(...)` wherever predecessors are summed, the cell runs over trees as well as chains. A cell for
+    trees alone that tells its children apart says how many `slots` it has, and takes a state for each, as in
+    `forward(x, left, right)`; if leaves are something else, `leaf(x)` says what (see `ritornello.cells.RecursiveNet`).
 
     Args:
         input_size: features of `x`.
@@ -77,6 +79,8 @@ class Cell(nn.Module):
     keeps: ClassVar[tuple[str, ...]] = ()  # the gates that keep the memory where they are open,
     writes: ClassVar[tuple[str, ...]] = ()  # and those that write it anew
     gate_bias: ClassVar[str] = "W.bias"  # the name of their biases, stacked in the order of `gates`
+    slots: int | None = None  # how many children it tells apart; None: it sums over predecessors, or knows only one
+    leaf: Callable[[Tensor], Any] | None = None  # from a leaf's x to its state; None: `forward`, from the initial state
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -143,8 +147,8 @@ def over_predecessors(value: Tensor) -> Tensor:
 
 
 @contextmanager
-def meaning_of_total(meaning: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within it (in this thread) `total` is that function.
+def meaning_of_total(meaning: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+    """Within it (in this thread) `total` is that function; None: the identity.
 
     For executors; a person who writes cells never needs it.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ritornello.cells.adapt import name_of
 from ritornello.cells.cell import Cell
-from ritornello.errors import ArgumentError
+from ritornello.errors import ArgumentError, CellError
 from ritornello.structures import Schedule, chain
 
 
@@ -31,6 +31,8 @@ class Layout(NamedTuple):
 def settle_input(cell: Cell, x: Tensor, batch_first: bool) -> tuple[Tensor, Layout]:
     """Checks x and brings it to (time, batch, features)."""
     name = name_of(cell)
+    if cell.slots is not None:
+        raise CellError(f"{name} tells {cell.slots} children apart, a chain has none: unfold it with .over(trees, x).")
     order = "(batch, time, features)" if batch_first else "(time, batch, features)"
     if not isinstance(x, Tensor):
         raise ArgumentError(f"x must be a tensor of shape {order}, not {type(x).__name__}.")
@@ -47,13 +49,18 @@ def settle_input(cell: Cell, x: Tensor, batch_first: bool) -> tuple[Tensor, Layo
     return x, Layout(x.shape[0], x.shape[1], batch_first, batched)
 
 
-def settle_nodes(cell: Cell, x: Tensor, nodes: int) -> Tensor:
+def settle_nodes(cell: Cell, x: Tensor, schedule: Schedule, inputs: str) -> Tensor:
     """Checks the x of trees."""
-    expected = (nodes, cell.input_size)
+    given = schedule.inputs
+    count = schedule.rows if given is None else given.stop - given.start
+    expected = (count, cell.input_size)
     if not isinstance(x, Tensor):
         raise ArgumentError(f"x must be a tensor of shape {expected}, not {type(x).__name__}.")
     if tuple(x.shape) != expected:
-        raise ArgumentError(f"x has shape {tuple(x.shape)}; expected {expected}: a row for each of the {nodes} nodes.")
+        which = {"nodes": "nodes", "leaves": "leaves", "inner": "inner nodes"}[inputs]
+        raise ArgumentError(
+            f"x has shape {tuple(x.shape)}; expected {expected}: a row for each of the {count} {which}."
+        )
     return _settle_dtype(cell, x)
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, library
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ritornello.executors import EXECUTORS
+from ritornello.executors.chains import ChainRun
 from ritornello.executors.cpu import CpuExecutor
 from ritornello.executors.plan import Plan, evaluate
-from ritornello.executors.run import Run, inside
+from ritornello.executors.run import inside
 from ritornello.program import Node, Program, Value, Wants
 from ritornello.structures import Schedule, chain, from_rows, to_rows
 
@@ -130,7 +131,7 @@ class _Call:
         self.time, self.batch = x.shape[:2]
         self.schedule = _schedule(x, lengths, resets, reverse)
         compiled = self.plan.compiled(_wants(self.plan, gradients))
-        self.run = Run(compiled, self.schedule, type, int(seed), tuple, len(self.plan.sizes))
+        self.run = ChainRun(compiled, self.schedule, type, int(seed), tuple, len(self.plan.sizes))
 
     def rows(self, value: Tensor) -> Tensor:
         return to_rows(value.reshape(self.time * self.batch, value.shape[-1]), self.schedule)
@@ -149,7 +150,7 @@ class _Call:
     def inputs(
         self, x: Tensor, entry: Sequence[Tensor], blank: Sequence[Tensor], values: Sequence[Tensor]
     ) -> list[Tensor]:
-        order = self.run.compiled.code.parameters
+        order = self.run.compiled[0].code.parameters
         known = dict(zip(self.plan.compiled(_wants(self.plan, True)).code.parameters, values, strict=True))
         return [self.rows(x), *self.entries(entry), *blank, *(known[value] for value in order)]
 

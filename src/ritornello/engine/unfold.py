@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ritornello.cells.adapt import Adapted
+from ritornello.cells.adapt import Adapted, name_of
 from ritornello.cells.cell import Cell
 from ritornello.engine import door
 from ritornello.engine.adjoint import PLAIN, Adjoint, Full, check_trees, settle_adjoint
@@ -231,14 +231,23 @@ class Unfold(nn.Module):
         return field.squeeze(1) if not layout.batched else field.transpose(0, 1) if self.batch_first else field
 
     def over(
-        self, trees: Acyclic | Sequence[Sequence[int]], x: Tensor, state: Any = None, *, all_states: bool = False
+        self,
+        trees: Acyclic | Sequence[Sequence[int]],
+        x: Tensor,
+        state: Any = None,
+        *,
+        inputs: str = "nodes",
+        all_states: bool = False,
     ) -> tuple[Any, Any]:
         """Unfolds the cell over trees, from the leaves to the roots, or over acyclic graphs.
 
         Args:
             trees: a `Forest`, `Graphs`, or for each tree the parent of every node, -1 for the root.
-            x: (nodes of all trees, input_size), tree after tree.
-            state: what leaves read, fields (trees, size). Default: the initial state.
+            x: (nodes of all trees, input_size), tree after tree; or, as `inputs` says, of some nodes alone.
+            state: what leaves read, fields (trees, size). Default: the initial state, which is also what a cell reads
+                of a child that is missing.
+            inputs: which nodes have an x: all "nodes" (default), the "leaves" (nodes without children) or the "inner"
+                ones, in their order. For the others x is zero, which costs no product.
             all_states: return all fields of every node's state in place of the outputs.
 
         Returns:
@@ -246,7 +255,8 @@ class Unfold(nn.Module):
             roots: `State` with fields (trees, size).
 
         Raises:
-            ArgumentError: trees that are none, or sizes that do not fit. CellError: a cell written for chains.
+            ArgumentError: trees that are none, sizes that do not fit, more children than the cell has slots, or a state
+                for a cell whose leaves read none. CellError: a cell written for chains.
 
         Example:
             >>> import torch, ritornello as rit
@@ -259,8 +269,10 @@ class Unfold(nn.Module):
                 "Unfold(reverse=True) walks chains backwards; trees are walked from leaves to roots only."
             )
         check_trees(self.adjoint, self.cell)
-        schedule = forest(trees)
-        x = door.settle_nodes(self.cell, x, schedule.rows)
+        if state is not None and self.cell.leaf is not None:
+            raise ArgumentError(f"Leaves of {name_of(self.cell)} read x alone; leave out the state.")
+        schedule = forest(trees, self.cell.slots, inputs)
+        x = door.settle_nodes(self.cell, x, schedule, inputs)
         blank = self._blank(x)
         entry = door.settle_state(self.cell, state, blank, x, schedule.entries)
         fresh = state is None and self.initial is None

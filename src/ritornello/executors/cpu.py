@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ritornello.cells.adapt import name_of
 from ritornello.errors import CellError
+from ritornello.executors.chains import ChainRun
 from ritornello.executors.fingerprint import fingerprint
 from ritornello.executors.plan import Plan, make_plan
 from ritornello.executors.program_cell import BoundCell
 from ritornello.executors.request import Request, Result
 from ritornello.executors.run import TYPES, Run, Unfolding, machine_type
-from ritornello.executors.trees import Layout, OverTrees, TreeRun, plans_of
+from ritornello.executors.trees import Layout, TreeRun
 from ritornello.program import MOST_SLOTS, Untraceable, Wants
 from ritornello.structures import is_chain
 
@@ -54,7 +55,7 @@ def unfit(x: Tensor) -> str | None:
 
 
 class CpuExecutor:
-    """Any traceable cell over chains, at the speed of a kernel written for it."""
+    """Any traceable cell over chains and trees, at the speed of a kernel written for it."""
 
     name = "cpu"
 
@@ -75,58 +76,43 @@ class CpuExecutor:
         most = max(level.source.shape[1] for level in request.schedule.levels if not isinstance(level.source, int))
         if most > MOST_SLOTS:
             return f"a row has {most} predecessors; the compiled machine takes {MOST_SLOTS}"
-        if request.checkpointed or plan.traced is None:
+        if request.checkpointed:
             return "checkpoints are kept along chains only"
-        layout = Layout(request.schedule, request.fresh and not any(bool(field.any()) for field in request.blank))
+        zero = request.fresh and not any(field.requires_grad or bool(field.any()) for field in request.blank)
+        layout = Layout(request.schedule, zero or plan.leaf is not None)
         try:
-            request.found["trees"] = (layout, plans_of(plan, layout))
+            request.found["trees"] = (layout, [plan.of_kind(kind) for kind in layout.kinds])
         except CellError as error:
             return str(error)
         return None
 
-    def _run_trees(self, request: Request) -> Result:
-        layout, plans = request.found["trees"]
-        fields, x = len(request.entry), request.x
-        rows = fields if request.every_field else 1
-        states = [x, *request.entry, *request.blank]
-        wants = Wants(False, False, (False,) * fields)
-        asked = any(t.requires_grad for t in states) or any(p.requires_grad for p in request.cell.parameters())
-        if torch.is_grad_enabled() and asked:
-            wants = Wants(True, x.requires_grad, tuple(field < rows for field in range(fields)))
-        compiled = [plan.compiled(wants) for plan in plans]
-        values = [v for each in compiled for v in each.parameter_values(request.cell, x.dtype)]
-        seed = int(torch.randint(2**62, ())) if any(plan.random for plan in plans) else 0
-        run = TreeRun(compiled, layout, request.schedule, machine_type(x), seed, type(request.entry), rows)
-        found = OverTrees.apply(run, *states, *values) if wants.gradients else run.forward([*states, *values])
-        return Result(tuple(found[:rows]), type(request.entry)(*found[rows:]))
-
     def run(self, request: Request) -> Result:
-        if "trees" in request.found:
-            return self._run_trees(request)
         plan, x = request.found[self.name], request.x
-        schedule, fields = request.schedule, len(request.entry)
+        layout, plans = request.found.get("trees", (None, [plan]))
+        fields = len(request.entry)
         if request.damping is not None:
-            plan, x = plan.damped, torch.cat([x, request.damping], -1)
+            plans, x = [plan.damped], torch.cat([x, request.damping], -1)
         rows = fields if request.every_field else 1
         states = [x, *request.entry, *request.blank]
-        compiled = plan.compiled(Wants(False, False, (False,) * fields))
-        if torch.is_grad_enabled():
-            asked = any(tensor.requires_grad for tensor in states) or any(
-                p.requires_grad for p in request.cell.parameters()
-            )
-            if asked:
-                douts = tuple(field < rows for field in range(fields))
-                compiled = plan.compiled(Wants(True, x.requires_grad, douts))
-        values = compiled.parameter_values(request.cell, x.dtype)
-        kind, checkpointed = type(request.entry), request.checkpointed and compiled.wants.gradients
-        run = Run(compiled, schedule, machine_type(x), plan.seed(), kind, rows, checkpointed)
-        if compiled.wants.gradients:
-            found = Unfolding.apply(run, *states, *values)
+        gradients = torch.is_grad_enabled() and (
+            any(tensor.requires_grad for tensor in states) or any(p.requires_grad for p in request.cell.parameters())
+        )
+        douts = tuple(gradients and field < rows for field in range(fields))
+        inputs = [True] if layout is None else [kind.input for kind in layout.kinds]
+        compiled = [
+            each.compiled(Wants(gradients, gradients and x.requires_grad and has_input, douts))
+            for each, has_input in zip(plans, inputs, strict=True)
+        ]
+        values = [value for each in compiled for value in each.parameter_values(request.cell, x.dtype)]
+        rest = (request.schedule, machine_type(x), plan.seed(), type(request.entry), rows)
+        if layout is None:
+            run: Run = ChainRun(compiled[0], *rest, checkpointed=request.checkpointed and gradients)
         else:
-            found = run.forward([*states, *values])
+            run = TreeRun(compiled, layout, *rest)
+        found = Unfolding.apply(run, *states, *values) if gradients else run.forward([*states, *values])
         last = found[rows:]
-        if schedule.entry is not None:
-            back = schedule.entry.argsort()
+        if request.schedule.entry is not None:
+            back = request.schedule.entry.argsort()
             last = [field[back] for field in last]
         return Result(tuple(found[:rows]), type(request.entry)(*last))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ritornello.program import (
     Untraceable,
     Value,
     Wants,
+    blank,
     damp,
     derive,
     encode,
@@ -27,25 +28,38 @@ from ritornello.program import (
     prune,
     simplify,
     trace,
+    trace_leaf,
     unroll,
-    zeroed,
 )
+
+
+class Kind(NamedTuple):
+    """What rows of a structure have: each kind has code of its own.
+
+    Attributes:
+        slots: how many predecessors they read: none, where they are leaves.
+        input: whether they have an x.
+    """
+
+    slots: int
+    input: bool = True
 
 
 class Plan:
     """All that is made of a cell's program.
 
     Attributes:
-        program: simplified, for one predecessor, or as many as its slots.
+        program: simplified, for one predecessor, or for as many as the cell tells apart.
         traced: as it was before, with `total` where predecessors are summed; None where that is not known.
+        leaf: of the cell's own `leaf`, if it has one.
         sizes: of the state's fields.
         random: whether it draws at random.
     """
 
-    def __init__(self, program: Program, traced: Program | None = None) -> None:
-        self.program, self.traced = program, traced
+    def __init__(self, program: Program, traced: Program | None = None, leaf: Program | None = None) -> None:
+        self.program, self.traced, self.leaf = program, traced, leaf
         self.sizes = program.fields
-        self._kinds: dict[Any, Plan | CellError] = {}
+        self._kinds: dict[Kind, Plan | CellError] = {}
         self.random = any(node.op == "uniform" for node in program.nodes)
         self._compiled: dict[Wants, Compiled] = {}
 
@@ -63,24 +77,31 @@ class Plan:
         """For an x with a last column more, by which what goes back to a row's predecessor is multiplied."""
         return Plan(damp(self.program))
 
-    def of_kind(self, slots: int, stateless: bool = False, inputless: bool = False) -> Plan:
-        """For rows of a tree: with so many predecessors; whose states, or whose input, are zero.
+    def of_kind(self, kind: Kind) -> Plan:
+        """For rows of a kind; leaves' states are zero, unless the cell has something else for leaves.
 
         Raises:
-            CellError: a cell that keeps its predecessors apart.
+            CellError: a cell for chains.
         """
-        key = (slots, stateless, inputless)
-        if key not in self._kinds:
-            assert self.traced is not None
+        if kind not in self._kinds:
             try:
-                program = simplify(unroll(self.traced, slots))
-                self._kinds[key] = Plan(zeroed(program, stateless, inputless))
+                self._kinds[kind] = Plan(self._program_of(kind))
             except CellError as error:
-                self._kinds[key] = error
-        found = self._kinds[key]
+                self._kinds[kind] = error
+        found = self._kinds[kind]
         if isinstance(found, CellError):
             raise found
         return found
+
+    def _program_of(self, kind: Kind) -> Program:
+        assert self.traced is not None, "known by its program alone"
+        if self.traced.slots > 1:
+            program = self.program
+        else:
+            program = simplify(unroll(self.traced, max(1, kind.slots)))
+        if not kind.slots:
+            program = self.leaf or blank(program, "state")._replace(slots=0)
+        return program if kind.input else blank(program, "x")
 
     def compiled(self, wants: Wants) -> Compiled:
         """The code for a kind of run, made when it is first asked for."""
@@ -134,4 +155,6 @@ def make_plan(cell: nn.Module, x_size: int, sizes: Sequence[int], like: Tensor) 
     if len(sizes) > MOST_FIELDS:
         raise Untraceable(f"its state has {len(sizes)} fields; the compiled machine takes {MOST_FIELDS}")
     traced = trace(cell, x_size, sizes, like)
-    return Plan(simplify(unroll(traced, 1)), traced)
+    leaf = trace_leaf(cell, x_size, sizes, like)
+    program = traced if traced.slots > 1 else unroll(traced, 1)
+    return Plan(simplify(program), traced, None if leaf is None else simplify(leaf))

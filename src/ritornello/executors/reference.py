@@ -6,6 +6,7 @@ Any device, any dtype, differentiable as often as the cell is. Every other execu
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -38,17 +39,31 @@ class ReferenceExecutor:
         if request.checkpointed and torch.is_grad_enabled() and request.schedule.levels:
             return _run_in_segments(request)
         schedule, cell = request.schedule, request.cell
-        table = _Table(request)
+        table, leaf = _Table(request), getattr(cell, "leaf", None)
         sizes = [level.stop - level.start for level in schedule.levels]
         damping = [None] * len(sizes) if request.damping is None else request.damping.split(sizes)
-        for level, x, factors in zip(schedule.levels, request.x.split(sizes), damping, strict=True):
+        for level, x, factors in zip(schedule.levels, _inputs(request, sizes), damping, strict=True):
             if isinstance(level.source, int):
                 new = _chain_step(cell, x, table.consecutive(level.source, len(x)), factors)
+            elif leaf is not None and level.stop <= schedule.leaves:
+                new = _checked(cell, leaf(x), request.entry, (len(x),))
             else:
                 new = _step(cell, x, table.gather(level.source), factors)
             table.append(level, new)
         fields = range(len(request.entry) if request.every_field else 1)
         return Result(tuple(table.rows(field) for field in fields), table.last())
+
+
+def _inputs(request: Request, sizes: Sequence[int]) -> list[Tensor]:
+    """The x of each level; zero where rows have none."""
+    given, x = request.schedule.inputs, request.x
+    if given is None:
+        return list(x.split(list(sizes)))
+    found = []
+    for start, stop, _ in request.schedule.levels:
+        within = given.start <= start and stop <= given.stop
+        found.append(x[start - given.start : stop - given.start] if within else x.new_zeros(stop - start, x.shape[-1]))
+    return found
 
 
 def _run_in_segments(request: Request) -> Result:
@@ -124,6 +139,9 @@ def _chain_step(cell: Cell, x: Tensor, state: Any, damping: Tensor | None) -> An
 def _step(cell: Cell, x: Tensor, state: Any, damping: Tensor | None) -> Any:
     """One level of rows with any number of predecessors, on an axis of their own."""
     predecessors = state[0].shape[1]
+    if getattr(cell, "slots", None) is not None:
+        children = [type(state)(*(field[:, slot] for field in state)) for slot in range(predecessors)]
+        return _checked(cell, cell(x, *children), children[0], (len(x),))
     if predecessors == 1:  # as on a chain: `total` is the identity
         return _chain_step(cell, x, type(state)(*(field.squeeze(1) for field in state)), damping)
     assert damping is None, "trees are not damped"

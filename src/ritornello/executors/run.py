@@ -1,24 +1,18 @@
-"""One unfolding on the compiled machine, and the node that it is in autograd's graph."""
+"""What runs on the compiled machine have in common, and the node that a run is in autograd's graph."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ritornello.executors.levels import core_levels, core_segments
 from ritornello.executors.plan import Compiled
 from ritornello.executors.program_cell import ProgramCell
 from ritornello.executors.reference import ReferenceExecutor
 from ritornello.executors.request import Request
 from ritornello.structures.schedule import Schedule
-
-try:
-    from ritornello import _core
-except ImportError:  # installed without a compiler: the executor says so
-    _core = None  # type: ignore[assignment]
 
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float32"}
 
@@ -36,6 +30,11 @@ def strides(values: Sequence[Tensor]) -> list[int]:
     return found
 
 
+def shapes(values: Sequence[Tensor]) -> list[int]:
+    """Rows and columns of each parameter; a vector is one row."""
+    return [n for value in values for n in (value.shape if value.dim() == 2 else (1, value.numel()))]
+
+
 def machine_type(x: Tensor) -> str:
     """The type to run in: x's; under torch.autocast float32 with products in bfloat16."""
     if x.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
@@ -51,37 +50,47 @@ def inside(type: str) -> torch.dtype:
 class Run:
     """One unfolding, forward and perhaps backward.
 
-    Tensors go in one list: x, the entry states, the blank states, the parameter values of the code.
+    Tensors go in one list: x, the entry states, the blank states, the parameter values of the code, or of one code
+    after the other where rows are of several kinds.
 
     With products in bfloat16, whether the tensors are or torch.autocast is on, rows and states are float32 inside.
 
     Attributes:
-        compiled: the code.
+        compiled: the code of each kind of rows.
+        wants: what is asked of them.
         type: of the machine: "float32", "float64", or "bfloat16" for products.
+        kind: the type of the state.
         rows: how many fields of the state are asked for, of all rows.
         out: all rows' states, field by field, where they are kept.
     """
 
     def __init__(
         self,
-        compiled: Compiled,
+        compiled: Sequence[Compiled],
         schedule: Schedule,
         type: str,
         seed: int = 0,
         kind: Any = tuple,
         rows: int = 1,
-        checkpointed: bool = False,
     ) -> None:
         self.compiled, self.schedule, self.seed, self.kind, self.rows = compiled, schedule, seed, kind, rows
         self.type, self._inside = type, inside(type)
-        self.sizes = compiled.code.state_sizes
-        self.levels = core_levels(schedule)
-        self.segments = core_segments(schedule) if checkpointed and schedule.levels else []
-        self._on_chains = all(isinstance(level.source, int) for level in schedule.levels[:1])
+        self.wants, self.sizes = compiled[0].wants, compiled[0].code.state_sizes
         self.out: list[Tensor | None] = []
-        self.memory: Any = None
-        self.frame = 0
-        self.checkpoints: list[Tensor] = []
+
+    def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The asked-for fields of all rows, then the final states, in the order of entries."""
+        raise NotImplementedError
+
+    def backward(
+        self,
+        tensors: Sequence[Tensor],
+        out: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        needs: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """The gradients of the tensors, from those of what `forward` returned."""
+        raise NotImplementedError
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """x, entry, blank, parameter values: laid out for the machine."""
@@ -95,116 +104,45 @@ class Run:
             return tensor  # as it mostly is: a call of torch that changes nothing takes a microsecond
         return tensor.to(self._inside).contiguous()
 
-    def forward(self, tensors: Sequence[Tensor], out: Sequence[Tensor] = (), frame: int = 0) -> list[Tensor]:
-        """The asked-for fields of all rows, then the final states, in the order of entries.
-
-        Args:
-            tensors: as above.
-            out: memory for all rows' states, if it is given from outside.
-            frame: address of the memory for what is kept for the backward pass, if it is given from outside.
-        """
-        x, entry, blank, values = self.split(tensors)
-        gradients = self.compiled.wants.gradients
-        keep_all = (gradients or not self._on_chains) and not self.segments
-        self.out = list(out) or [
-            x.new_empty(self.schedule.rows, size) if keep_all or field < self.rows else None
-            for field, size in enumerate(self.sizes)
-        ]
-        last = [x.new_empty(self.schedule.entries, size) for size in self.sizes]
-        core = self.compiled.core
-        count = (max(0, len(self.segments) - 1), self.schedule.entries)
-        self.checkpoints = [x.new_empty(*count, size) for size in self.sizes] if self.segments else []
-        if gradients and not frame and not self.segments:
-            self.memory = _core.Memory(core.frame_stride * self.schedule.rows * x.itemsize)
-            frame = self.memory.address
-        self.frame = frame
-        core.forward(
-            self.levels,
-            self.segments,
-            addresses(self.checkpoints),
-            self.type,
-            torch.get_num_threads(),
-            self.seed,
-            x.data_ptr(),
-            addresses(entry),
-            addresses(blank),
-            addresses(self.out),
-            addresses(last),
-            frame,
-            addresses(values),
-            strides(values),
-        )
-        found = [*self.out[: self.rows], *last]
-        if x.dtype == tensors[0].dtype:
-            return found  # type: ignore[return-value]
-        return [field.to(tensors[0].dtype) for field in found]  # type: ignore[union-attr]
-
-    def backward(
-        self,
-        tensors: Sequence[Tensor],
-        out: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
-        needs: Sequence[bool],
-    ) -> list[Tensor | None]:
-        """The gradients of the tensors, from those of what `forward` returned."""
-        if not self.frame and not self.segments:  # a first backward has written into it
-            self.forward(tensors)
-        x, entry, blank, values = self.split(tensors)
-        fields = len(self.sizes)
-        given = _padded(gradients[: self.rows], fields)
-        kept = _padded(out, fields)
+    def _given(
+        self, gradients: Sequence[Tensor | None], like: Tensor
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Gradients of the rows, field by field, and of the final states."""
+        of_rows = [*gradients[: self.rows], *[None] * (len(self.sizes) - self.rows)]
         d_out = [
-            None if not asked else (x.new_zeros(self.schedule.rows, size) if g is None else self._within(g))
-            for asked, g, size in zip(self.compiled.wants.douts, given, self.sizes, strict=True)
+            None
+            if not asked
+            else (like.new_zeros(self.schedule.rows, size) if gradient is None else self._within(gradient))
+            for asked, gradient, size in zip(self.wants.douts, of_rows, self.sizes, strict=True)
         ]
-        d_last = [None if g is None else self._within(g) for g in gradients[self.rows :]]
-        d_x = torch.empty_like(x) if self.compiled.wants.x else None
-        d_entry = [x.new_empty(self.schedule.entries, size) for size in self.sizes]
-        d_blank = [x.new_zeros(1, size) for size in self.sizes]
+        return d_out, [None if gradient is None else self._within(gradient) for gradient in gradients[self.rows :]]
+
+    @staticmethod
+    def _room(values: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+        """Memory for the gradients of those parameter values, the last of all tensors, that need one."""
         wanted = needs[len(needs) - len(values) :]
-        d_values = [
-            torch.empty_like(v, memory_format=torch.contiguous_format) if need else None
-            for v, need in zip(values, wanted, strict=True)
-        ]
-        self.compiled.core.backward(
-            self.levels,
-            self.segments,
-            addresses(self.checkpoints),
-            self.type,
-            torch.get_num_threads(),
-            self.seed,
-            x.data_ptr(),
-            addresses(entry),
-            addresses(blank),
-            addresses(kept),
-            self.frame,
-            addresses(values),
-            strides(values),
-            addresses(d_out),
-            addresses(d_last),
-            0 if d_x is None else d_x.data_ptr(),
-            addresses(d_entry),
-            addresses(d_blank),
-            addresses(d_values),
-            [n for v in values for n in (v.shape if v.dim() == 2 else (1, v.numel()))],
-        )
-        self.memory, self.frame = None, 0
-        found = (d_x, *d_entry, *d_blank, *d_values)
         return [
-            d if d is None or d.dtype == tensor.dtype else d.to(tensor.dtype)
-            for d, tensor in zip(found, tensors, strict=True)
+            torch.empty_like(value, memory_format=torch.contiguous_format) if need else None
+            for value, need in zip(values, wanted, strict=True)
+        ]
+
+    @staticmethod
+    def _returned(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor | None]:
+        """In the dtypes of the tensors that they belong to."""
+        return [
+            tensor if tensor is None or tensor.dtype == given.dtype else tensor.to(given.dtype)
+            for tensor, given in zip(found, like, strict=True)
         ]
 
     def again(
         self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], needs: Sequence[bool]
     ) -> list[Tensor | None]:
-        """Gradients that can be differentiated: the program once more, in torch."""
+        """Gradients that can be differentiated: the programs once more, in torch."""
         fields = len(self.sizes)
         entry, blank = self.kind(*tensors[1 : 1 + fields]), self.kind(*tensors[1 + fields : 1 + 2 * fields])
-        values = dict(zip(self.compiled.code.parameters, tensors[1 + 2 * fields :], strict=True))
-        cell: Any = ProgramCell(self.compiled.code.program, self.kind, values, self.seed)
-        request = Request(cell, tensors[0], entry, blank, self.schedule, self.rows > 1)
-        result = ReferenceExecutor().run(request)
+        values = iter(tensors[1 + 2 * fields :])
+        cell: Any = self._walked([self._cell(each, values) for each in self.compiled])
+        result = ReferenceExecutor().run(Request(cell, tensors[0], entry, blank, self.schedule, self.rows > 1))
         order = self.schedule.entry
         last = result.last if order is None else [field[order] for field in result.last]
         pairs = [
@@ -217,9 +155,13 @@ class Run:
         found = iter(torch.autograd.grad(ys, wanted, gs, create_graph=True, allow_unused=True))
         return [next(found) if need else None for need in needs]
 
+    def _cell(self, compiled: Compiled, values: Iterator[Tensor]) -> ProgramCell:
+        named = {value: next(values) for value in compiled.code.parameters}
+        return ProgramCell(compiled.code.program, self.kind, named, self.seed)
 
-def _padded(tensors: Sequence[Tensor | None], length: int) -> list[Tensor | None]:
-    return [*tensors, *[None] * (length - len(tensors))]
+    def _walked(self, cells: Sequence[ProgramCell]) -> Any:
+        """One cell, called level by level, that is the cell of each level's kind."""
+        return cells[0]
 
 
 class Unfolding(torch.autograd.Function):

@@ -4,10 +4,10 @@ from ritornello.program.derive import Joint, derive
 from ritornello.program.interpret import interpret, parameters
 from ritornello.program.lower import MOST_FIELDS, MOST_SLOTS, Code, Wants, encode, lower
 from ritornello.program.ops import damped
-from ritornello.program.passes import damp, simplify, unroll, zeroed
+from ritornello.program.passes import blank, damp, simplify, unroll
 from ritornello.program.program import Builder, Node, Program, Value, prune
 from ritornello.program.random import philox
-from ritornello.program.trace import Untraceable, lookup, trace
+from ritornello.program.trace import Untraceable, lookup, trace, trace_leaf
 
 __all__ = [
     "MOST_FIELDS",
@@ -20,6 +20,7 @@ __all__ = [
     "Untraceable",
     "Value",
     "Wants",
+    "blank",
     "damp",
     "damped",
     "derive",
@@ -32,6 +33,6 @@ __all__ = [
     "prune",
     "simplify",
     "trace",
+    "trace_leaf",
     "unroll",
-    "zeroed",
 ]

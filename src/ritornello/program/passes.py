@@ -74,12 +74,12 @@ def _sum(b: Builder, values: Sequence[Value]) -> Value:
     return total
 
 
-def zeroed(program: Program, states: bool, x: bool) -> Program:
-    """The same for rows whose states, or whose input, are zero: their products go, all else is computed as it stood."""
-    names = {name for name, is_zero in (("state", states), ("x", x)) if is_zero}
+def blank(program: Program, leaf: str) -> Program:
+    """The same for rows whose states ("state") or whose input ("x") is zero: their products go, all else is computed
+    as it stood."""
 
     def rule(b: Builder, node: Node, args: tuple[Value, ...]) -> Value | None:
-        if node.op in names:
+        if node.op == leaf:
             return b.expand(b.constant(0), node.size)
         if node.op != "affine":
             return None

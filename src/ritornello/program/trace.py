@@ -45,7 +45,7 @@ def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program
     """The program of a cell.
 
     Args:
-        cell: a module called as `cell(x, state)`; its `State` is the type of the state.
+        cell: a module called as `cell(x, state)`, or with a state for each of its `slots`; its `State` is their type.
         x_size: features of x.
         sizes: features of each field of the state.
         like: a tensor of the dtype and device to run with.
@@ -53,16 +53,26 @@ def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program
     Raises:
         Untraceable: with the op and the line of the cell that cannot be recorded.
     """
-    first, second = (_record(cell, x_size, sizes, like, rows) for rows in (3, 5))
+    return _trace(cell, cell, getattr(cell, "slots", None) or 1, x_size, sizes, like)
+
+
+def trace_leaf(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program | None:
+    """The program of a cell's `leaf(x)`; None where it has none. Arguments and errors as above."""
+    leaf = getattr(cell, "leaf", None)
+    return None if leaf is None else _trace(cell, leaf, 0, x_size, sizes, like)
+
+
+def _trace(cell: Any, call: Any, slots: int, x_size: int, sizes: Sequence[int], like: Tensor) -> Program:
+    first, second = (_record(cell, call, slots, x_size, sizes, like, rows) for rows in (3, 5))
     if first != second and first.to_text() != second.to_text():  # NaN is not equal to itself
         raise Untraceable("its computation depends on the number of rows")
     return first
 
 
-def _record(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
+def _record(cell: Any, call: Any, slots: int, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
     try:
         with untouched(cell) as changed:
-            program = _recorded(cell, x_size, sizes, like, rows)
+            program = _recorded(cell, call, slots, x_size, sizes, like, rows)
     except Untraceable as reason:
         reason.changed = frozenset(changed)
         raise
@@ -73,23 +83,30 @@ def _record(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: in
     raise Untraceable(f"it {what} from one call to the next", changed)
 
 
-def _recorded(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
+def _recorded(cell: Any, call: Any, slots: int, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
     recorder = Recorder(cell, rows)
     b = recorder.builder
-    leaves = [torch.zeros(rows, size, dtype=like.dtype, device=like.device) for size in (x_size, *sizes)]
-    x, *fields = (leaf.requires_grad_(recorder.gradients).clone() for leaf in leaves)  # as in training
-    recorder.bind(x, b.leaf("x", (), (x_size,), INPUT))
-    for number, (field, size) in enumerate(zip(fields, sizes, strict=True)):
-        recorder.bind(field, b.leaf("state", (number, 0), (size,), STATE))
+
+    def leaf(name: str, attributes: tuple[int, ...], size: int, rate: int) -> Tensor:
+        zeros = torch.zeros(rows, size, dtype=like.dtype, device=like.device)
+        tensor = zeros.requires_grad_(recorder.gradients).clone()  # as in training
+        recorder.bind(tensor, b.leaf(name, attributes, (size,), rate))
+        return tensor
+
+    x = leaf("x", (), x_size, INPUT)
+    states = [
+        cell.State(*(leaf("state", (field, slot), size, STATE) for field, size in enumerate(sizes)))
+        for slot in range(slots)
+    ]
     generator = torch.get_rng_state()
     try:
         with (
             _with_gradients(recorder.gradients),
             _without_autocast(like.device.type),
-            meaning_of_total(recorder.total),
+            meaning_of_total(recorder.total if slots == 1 else None),
             recorder,
         ):
-            new = cell(x, cell.State(*fields))
+            new = call(x, *states)
         recorder.check_hooks()
     except (Untraceable, torch.OutOfMemoryError):
         raise
@@ -100,7 +117,7 @@ def _recorded(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: 
     if getattr(type(new), "_fields", None) != cell.State._fields:
         raise Untraceable("it does not return its State")
     results = [recorder.result(value, size) for value, size in zip(new, sizes, strict=True)]
-    return prune(Program(tuple(b.nodes), tuple(results), tuple(sizes), x_size))
+    return prune(Program(tuple(b.nodes), tuple(results), tuple(sizes), x_size, slots))
 
 
 def _with_gradients(wanted: bool) -> Any:

@@ -11,8 +11,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from ritornello.errors import ArgumentError
-from ritornello.structures.schedule import Level, Schedule
+from ritornello.errors import ArgumentError, nearest
+from ritornello.structures.schedule import Inputs, Level, Schedule
+
+INPUTS = ("nodes", "leaves", "inner")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,19 +93,20 @@ class Acyclic:
         names = [field.name for field in fields(cls)]
         return cls(**{name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names})
 
-    def schedule(self, slots: int | None = None) -> Schedule:
+    def schedule(self, slots: int | None = None, inputs: str = "nodes") -> Schedule:
         """The levels, from the leaves to the roots; in each, nodes stand in their order, those of one tree together.
 
         Args:
             slots: None for cells that sum over their predecessors: a level holds the nodes of one height and one number
                 of predecessors, which stand in the order of their slots. A number N for cells that tell N slots apart:
                 a level holds the nodes of one height, its `source` is (rows, N), and an empty slot reads the blank row.
+            inputs: which nodes have an x, in their order: all "nodes", only "leaves" or only "inner" nodes.
 
         Returns:
             A schedule. What a leaf reads, in each slot, is its tree's entry state; a tree's final state is its root's.
 
         Raises:
-            ArgumentError: a predecessor in a slot beyond N.
+            ArgumentError: a predecessor in a slot beyond N, or other `inputs`.
 
         Example:
             >>> from ritornello.structures import Forest
@@ -113,6 +116,8 @@ class Acyclic:
             >>> [level.source.tolist() for level in batch.schedule(slots=3).levels]
             [[[1, 1, 1], [1, 1, 1], [1, 1, 1]], [[2, 3, 4]], [[5, 0, 0]]]
         """
+        if inputs not in INPUTS:
+            raise ArgumentError(f"inputs is {inputs!r}: {nearest(str(inputs), INPUTS)}.")
         before, after, slot = self.edges()
         if slots is None:
             slot = self._closed_up(after, slot)
@@ -136,7 +141,8 @@ class Acyclic:
         starts = np.flatnonzero(np.diff(key[order], prepend=-1))
         levels = _levels(starts.tolist(), widths, torch.from_numpy(source))
         last = torch.from_numpy(row_of[self.roots])
-        return Schedule(len(self), len(order), levels, order=torch.from_numpy(order), last=last)
+        where, given = torch.from_numpy(order), _inputs(inputs, order, len(leaves))
+        return Schedule(len(self), len(order), levels, order=where, last=last, leaves=len(leaves), inputs=given)
 
     def _closed_up(self, after: np.ndarray, slot: np.ndarray) -> np.ndarray:
         """Slots without the empty ones between them."""
@@ -153,6 +159,16 @@ class Acyclic:
                 f"{kind} {tree}: node {node - self.starts[tree]} has {_counted(self.counts[node], one, several)}, one "
                 f"in slot {slot[beyond[0]]}; the cell has {_counted(slots, 'slot', 'slots')}, from 0 to {slots - 1}."
             )
+
+
+def _inputs(inputs: str, order: np.ndarray, leaves: int) -> Inputs | None:
+    """Of rows in this order, of which the first are leaves."""
+    if inputs == "nodes":
+        return None
+    if inputs == "leaves":
+        return Inputs(0, leaves)  # which stand in their order
+    inner = order[leaves:]
+    return Inputs(leaves, len(order), torch.from_numpy(np.argsort(np.argsort(inner))))
 
 
 def _counted(count: int, one: str, several: str) -> str:

@@ -24,6 +24,19 @@ class Level(NamedTuple):
     source: int | Tensor
 
 
+class Inputs(NamedTuple):
+    """The rows that have an x; that of the others is zero.
+
+    Attributes:
+        start, stop: rows in the schedule's order; levels lie within or without.
+        order: (stop - start,) position of each of them in the flattened input, or None where that is the row itself.
+    """
+
+    start: int
+    stop: int
+    order: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A structure, ready to be walked: the same for a chain, a ragged batch, a tree.
@@ -39,6 +52,9 @@ class Schedule:
         entry: (entries,) which sequence each entry belongs to, or None where that is the entry itself.
         last: (entries,) table row of each sequence's final state, or None where the final states are the last
             level's rows in the order of the sequences.
+        leaves: how many rows, the first ones, are leaves of trees: they have no predecessors, and if their cell reads
+            any it reads their tree's entry state.
+        inputs: the rows that have an x, where not all have one.
     """
 
     entries: int
@@ -47,6 +63,8 @@ class Schedule:
     order: Tensor | None = None
     entry: Tensor | None = None
     last: Tensor | None = None
+    leaves: int = 0
+    inputs: Inputs | None = None
 
     @property
     def first_row(self) -> int:
@@ -55,10 +73,11 @@ class Schedule:
 
 
 def to_rows(x: Tensor, schedule: Schedule) -> Tensor:
-    """(positions, features) to (schedule.rows, features) in the schedule's order."""
-    if schedule.order is None:
+    """(positions, features) to (rows that have an x, features) in the schedule's order."""
+    order = schedule.order if schedule.inputs is None else schedule.inputs.order
+    if order is None:
         return x
-    order = schedule.order.to(x.device)
+    order = order.to(x.device)
     return _Gathered.apply(x, order) if _differentiated(x) else _Gathered.forward(x, order)
 
 

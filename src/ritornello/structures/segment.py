@@ -12,8 +12,8 @@ from ritornello.structures.schedule import Level, Schedule
 
 
 def is_chain(schedule: Schedule) -> bool:
-    """Whether every row has one predecessor."""
-    return all(isinstance(level.source, int) or level.source.shape[1] == 1 for level in schedule.levels)
+    """Whether it has no trees in it."""
+    return not schedule.leaves
 
 
 def row_levels(schedule: Schedule) -> Tensor:
@@ -38,18 +38,10 @@ def row_sources(schedule: Schedule) -> Tensor:
 
 
 def row_entries(schedule: Schedule) -> Tensor:
-    """(rows,) which entry each row belongs to, where all have one predecessor.
-
-    In chains it is the row's position in its level; elsewhere that of its predecessor.
-    """
+    """(rows,) which entry each row of chains belongs to: its position in its level."""
     rows = torch.arange(schedule.rows, device="cpu")
-    levels, starts = row_levels(schedule), torch.tensor([level.start for level in schedule.levels], device="cpu")
-    if schedule.entry is not None or all(isinstance(level.source, int) for level in schedule.levels):
-        return rows - starts[levels] if schedule.rows else rows
-    entries: list[int] = []
-    for source in row_sources(schedule).tolist():
-        entries.append(source - 1 if source < schedule.first_row else entries[source - schedule.first_row])
-    return torch.tensor(entries, device="cpu")
+    starts = torch.tensor([level.start for level in schedule.levels], dtype=torch.long, device="cpu")
+    return rows - starts[row_levels(schedule)]
 
 
 def segments(schedule: Schedule, size: int = 0) -> list[Schedule]:

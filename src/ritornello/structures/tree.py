@@ -165,13 +165,16 @@ class Forest(Acyclic):
         return child, self.above[child], self.slots[child]
 
 
-def forest(trees: Acyclic | Sequence[Sequence[int] | np.ndarray], slots: int | None = None) -> Schedule:
+def forest(
+    trees: Acyclic | Sequence[Sequence[int] | np.ndarray], slots: int | None = None, inputs: str = "nodes"
+) -> Schedule:
     """The schedule of a batch of trees or graphs.
 
     Args:
         trees: a `Forest`, `Graphs`, or for each tree the parent of every node, -1 for the root. A tree's nodes follow
             those of the trees before it in the input's rows.
         slots: None, or for cells that tell their children apart how many they know: see `Acyclic.schedule`.
+        inputs: which nodes have an x: "nodes", "leaves" or "inner".
 
     Raises:
         ArgumentError: see `Forest.from_parents` and `Acyclic.schedule`.
@@ -181,7 +184,7 @@ def forest(trees: Acyclic | Sequence[Sequence[int] | np.ndarray], slots: int | N
         >>> [(level.start, level.stop) for level in s.levels], s.order.tolist()
         ([(0, 2), (2, 3)], [0, 1, 2])
     """
-    return (trees if isinstance(trees, Acyclic) else Forest.from_parents(trees)).schedule(slots)
+    return (trees if isinstance(trees, Acyclic) else Forest.from_parents(trees)).schedule(slots, inputs)
 
 
 def _flattened(trees: Sequence[Sequence[int] | np.ndarray], what: str) -> tuple[np.ndarray, np.ndarray]:
