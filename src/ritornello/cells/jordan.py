@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ritornello.cells.cell import Cell, total
 from ritornello.cells.initialise import uniform_
+from ritornello.cells.wrapped import Wrapped
 from ritornello.errors import ArgumentError, nearest
 
 OUTPUTS = {
@@ -109,7 +110,7 @@ class ElmanJordan(Jordan):
         return self.State(OUTPUTS[self.output](self.V(h)), h)
 
 
-class TeacherForced(Cell):
+class TeacherForced(Wrapped):
     r"""A cell that reads the true output of the step before in place of its own.
 
     .. math:: s = f(x, (y', s'_2, …))
@@ -143,16 +144,11 @@ class TeacherForced(Cell):
     def __init__(self, cell: Cell) -> None:
         if not isinstance(cell, Cell):
             raise ArgumentError(f"TeacherForced takes a ritornello.Cell, not {type(cell).__name__}.")
-        super().__init__(cell.input_size + cell.output_size, cell.hidden_size)
-        self.cell = cell
+        super().__init__(cell)
 
     @property
-    def State(self) -> Any:
-        return self.cell.State
-
-    @property
-    def state_sizes(self) -> tuple[int, ...]:
-        return self.cell.state_sizes
+    def input_size(self) -> int:  # type: ignore[override]
+        return self.cell.input_size + self.cell.output_size
 
     def forward(self, x: Tensor, s: Any) -> Any:
         x, y = x.split((self.cell.input_size, self.cell.output_size), -1)

@@ -12,11 +12,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ritornello.cells.adapt import name_of
+from ritornello.cells.wrapped import Wrapped
 from ritornello.engine import Unfold, door
 from ritornello.errors import ArgumentError, CellError
 from ritornello.executors.stepper import Stepper
 from ritornello.nn.protocol import check_share
-from ritornello.nn.wrapped import Wrapped
 from ritornello.structures import Acyclic, Forest
 
 PRODUCTS = {  # what reads h by a matrix; a concatenation is only made to be multiplied

@@ -9,37 +9,9 @@ from torch import Tensor, nn
 
 from ritornello.cells.adapt import Adapted, name_of
 from ritornello.cells.cell import Cell, state_type, total
+from ritornello.cells.wrapped import Wrapped
 from ritornello.errors import ArgumentError, nearest
 from ritornello.nn.protocol import check_share
-
-
-class Wrapped(Cell):
-    """A cell around a cell, whose sizes and state it has."""
-
-    def __init__(self, cell: nn.Module) -> None:
-        cell = cell if isinstance(cell, Cell) else Adapted(cell)
-        nn.Module.__init__(self)  # its sizes are asked of the cell, not kept
-        self.cell = cell
-
-    @property
-    def input_size(self) -> int:  # type: ignore[override]
-        """Features of x."""
-        return self.cell.input_size
-
-    @property
-    def hidden_size(self) -> int:  # type: ignore[override]
-        """As the cell's."""
-        return self.cell.hidden_size
-
-    @property
-    def State(self) -> Any:
-        """The type of the state."""
-        return self.cell.State
-
-    @property
-    def state_sizes(self) -> tuple[int, ...]:
-        """Features of each field."""
-        return self.cell.state_sizes
 
 
 class Zoneout(Wrapped):

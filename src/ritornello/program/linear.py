@@ -53,16 +53,14 @@ def linearise(program: Program) -> Program:
         if reads[result] != {field} or program.slots > 1:
             continue
         b = Builder()
-        new: dict[Value, Value] = {}
-        sides: dict[Value, _Side] = {}
-        for value, node in enumerate(program.nodes):
-            new[value] = copy_node(b, node, tuple(new[arg] for arg in node.args))
-            sides[value] = _side(
-                b, node, new[value], [sides[arg] for arg in node.args], reads[value], field, frozenset()
-            )
-            if value == result and (form := sides[value].form) is not None:
-                old = b.leaf("state", (field, 0), (program.fields[field],), STATE)
-                new[value] = _written(b, form, old)
+        new, side = _solved(program, b, reads, field, frozenset())
+        if side.form is None:
+            continue
+        old = b.leaf("state", (field, 0), (program.fields[field],), STATE)
+        new[result] = _written(b, side.form, old)
+        for value, node in enumerate(program.nodes):  # what follows reads the new one
+            if value not in new:
+                new[value] = copy_node(b, node, tuple(new[arg] for arg in node.args))
         made = prune(program._replace(nodes=tuple(b.nodes), results=tuple(new[value] for value in program.results)))
         if _loop_cost(made) < _loop_cost(program):
             program = made
@@ -82,15 +80,22 @@ def _is_linear(program: Program, reads: list[frozenset[int]], field: int, solved
     result = program.results[field]
     if not reads[result] <= solved | {field}:
         return False
-    b = Builder()
+    _, side = _solved(program, Builder(), reads, field, solved)
+    return side.known is not None or side.form is not None
+
+
+def _solved(
+    program: Program, b: Builder, reads: list[frozenset[int]], field: int, solved: frozenset[int]
+) -> tuple[dict[Value, Value], _Side]:
+    """What the new field is in its own old state, given those that are solved; written behind a copy of its nodes."""
     new: dict[Value, Value] = {}
     sides: dict[Value, _Side] = {}
+    result = program.results[field]
     for value in live(program.nodes, [result]):
         node = program.nodes[value]
         new[value] = copy_node(b, node, tuple(new[arg] for arg in node.args))
-        args = [sides[arg] for arg in node.args]
-        sides[value] = _side(b, node, new[value], args, reads[value], field, solved)
-    return sides[result].known is not None or sides[result].form is not None
+        sides[value] = _side(b, node, new[value], [sides[arg] for arg in node.args], reads[value], field, solved)
+    return new, sides[result]
 
 
 def _side(

@@ -1,0 +1,39 @@
+"""A cell around a cell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ritornello.cells.adapt import Adapted
+from ritornello.cells.cell import Cell
+
+
+class Wrapped(Cell):
+    """A cell around a cell, whose sizes and state it has."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        cell = cell if isinstance(cell, Cell) else Adapted(cell)
+        nn.Module.__init__(self)  # its sizes are asked of the cell, not kept
+        self.cell = cell
+
+    @property
+    def input_size(self) -> int:  # type: ignore[override]
+        """Features of x."""
+        return self.cell.input_size
+
+    @property
+    def hidden_size(self) -> int:  # type: ignore[override]
+        """As the cell's."""
+        return self.cell.hidden_size
+
+    @property
+    def State(self) -> Any:
+        """The type of the state."""
+        return self.cell.State
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """Features of each field."""
+        return self.cell.state_sizes
