@@ -320,6 +320,49 @@ def rg_lru(p: Parameters, x: Array, h: Array) -> Fields:
     return (a * h + np.sqrt(1 - a**2) * (i * (w["n"] @ x + b["n"])),)
 
 
+# Cells for trees: the fields of all N children, (N, H), zeros where one is missing.
+
+
+def recursive(p: Parameters, x: Array, h: Array, project: bool = True) -> Fields:
+    return (tanh((p["V.weight"] @ x if project else x) + p["W.weight"] @ h.ravel() + p["W.bias"]),)
+
+
+def recursive_tensor(p: Parameters, x: Array, h: Array, project: bool = True) -> Fields:
+    s = h.ravel()
+    product = np.array([s @ slice_ @ s for slice_ in p["T"]])
+    return (tanh((p["V.weight"] @ x if project else x) + p["W.weight"] @ s + p["W.bias"] + product),)
+
+
+def tree_lstm(p: Parameters, x: Array, h: Array, c: Array) -> Fields:
+    w, b = p("W.weight"), p("W.bias")
+    names = ["i", "g", "o", *(f"f{k}" for k in range(len(h)))]
+    u = {  # U_gate^l: a matrix for each gate and child
+        name: np.split(rows, len(h), 1) for name, rows in zip(names, np.split(p["U.weight"], len(names)), strict=True)
+    }
+
+    def below(gate: str) -> Array:
+        return sum(u_l @ h_l for u_l, h_l in zip(u[gate], h, strict=True))
+
+    i = sigmoid(w["i"] @ x + below("i") + b["i"])
+    f = [sigmoid(w["f"] @ x + below(f"f{k}") + b["f"]) for k in range(len(h))]
+    g = tanh(w["g"] @ x + below("g") + b["g"])
+    o = sigmoid(w["o"] @ x + below("o") + b["o"])
+    new = i * g + sum(f_k * c_k for f_k, c_k in zip(f, c, strict=True))
+    return o * tanh(new), new
+
+
+def tree_gru(p: Parameters, x: Array, h: Array) -> Fields:
+    count, size = h.shape
+    w, b = np.split(p["W.weight"], 3 + count), np.split(p["W.bias"], 3 + count)
+    r = [sigmoid(w[0] @ x + b[0] + row) for row in np.split(p["R.weight"] @ h.ravel(), count)]
+    n = tanh(w[1] @ x + b[1] + p["U.weight"] @ np.concatenate([r_k * h_k for r_k, h_k in zip(r, h, strict=True)]))
+    candidates = np.stack([n, *h])
+    scores = (p["Z.weight"] @ candidates.ravel()).reshape(count + 1, size)
+    scores += np.stack([w_k @ x + b_k for w_k, b_k in zip(w[2:], b[2:], strict=True)])
+    z = np.exp(scores) / np.exp(scores).sum(0)
+    return ((z * candidates).sum(0),)
+
+
 class Oracle(NamedTuple):
     """One step of a cell.
 
@@ -404,6 +447,39 @@ ORACLES: dict[str, Oracle] = {
     "lru": summed(lru),
     "rg-lru": summed(rg_lru),
 }
+
+
+TREE_ORACLES: dict[str, Oracle] = {
+    "recursive": each(recursive),
+    "recursive-3": each(recursive),
+    "recursive-identity": each(recursive, project=False),
+    "recursive-tensor": each(recursive_tensor),
+    "recursive-tensor-identity": each(recursive_tensor, project=False),
+    "tree-lstm": each(tree_lstm),
+    "tree-lstm-3": each(tree_lstm),
+    "tree-gru": each(tree_gru),
+    "tree-gru-3": each(tree_gru),
+}
+
+
+def over_tree(oracle: Oracle, cell: Cell, parents: Sequence[int], x: Array) -> list[Fields]:
+    """The state of each node, by recursion from the root; what is missing is zero.
+
+    Args:
+        parents: of one tree; children have slots in their order.
+        x: (nodes, features).
+    """
+    zeros = tuple(np.zeros(size) for size in cell.state_sizes)
+    states: dict[int, Fields] = {}
+
+    def visit(node: int) -> Fields:
+        below = [visit(child) for child, parent in enumerate(parents) if parent == node]
+        below += [zeros] * ((cell.slots or 1) - len(below))
+        states[node] = oracle(cell, x[node], *(np.stack(field) for field in zip(*below, strict=True)))
+        return states[node]
+
+    visit(list(parents).index(-1))
+    return [states[node] for node in range(len(parents))]
 
 
 def unfold(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from comparison import assert_close, gradients
-from oracles import ORACLES, sigmoid, unfold
+from oracles import ORACLES, over_tree, sigmoid, unfold
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
@@ -73,11 +73,7 @@ def test_unfolding_over_a_tree_is_the_equations_at_every_node(variant: str) -> N
     """For the LSTM this is the child-sum Tree-LSTM; leaves read zeros."""
     cell = make(variant)
     x = torch.randn(len(TREE), cell.input_size, dtype=F64)
-    states: dict[int, tuple[np.ndarray, ...]] = {}
-    for node in range(len(TREE)):  # a child comes before its parent in TREE
-        children = [child for child, parent in enumerate(TREE) if parent == node]
-        below = [states[child] for child in children] or [tuple(np.zeros(size) for size in cell.state_sizes)]
-        states[node] = ORACLES[variant](cell, x[node].numpy(), *map(np.stack, zip(*below, strict=True)))
+    states = over_tree(ORACLES[variant], cell, TREE, x.numpy())
     nodes, root = rit.Unfold(cell).over([TREE], x, all_states=True)
     for number, name in enumerate(cell.State._fields):
         assert_close(nodes[number], np.stack([states[node][number] for node in range(len(TREE))]), name)

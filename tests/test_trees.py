@@ -5,17 +5,20 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from comparison import assert_close, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from twins import VARIANTS, random_state
+from oracles import TREE_ORACLES, over_tree
+from torch import Tensor, nn
+from twins import TREE_VARIANTS, VARIANTS, random_state, tree_twin
 
 import ritornello as rit
-from ritornello.cells import Cell
+from ritornello.cells import Cell, find
 from ritornello.errors import ArgumentError, CellError
+from ritornello.structures import Forest, Graphs
 
 F64 = torch.float64
 SUMMING = [
@@ -24,10 +27,15 @@ SUMMING = [
 ]
 
 
-def random_tree(nodes: int, generator: random.Random) -> list[int]:
+def random_tree(nodes: int, generator: random.Random, most_children: int = 10**6) -> list[int]:
     """Parents, of any shape: children near their parents, or far."""
     near = generator.choice([1, 3, nodes])
-    parents = [-1] + [generator.randrange(max(0, node - near), node) for node in range(1, nodes)]
+    parents, left = [-1], [most_children]
+    for node in range(1, nodes):
+        able = [parent for parent in range(max(0, node - near), node) if left[parent]]
+        parents.append(generator.choice(able or [parent for parent in range(node) if left[parent]]))
+        left[parents[node]] -= 1
+        left.append(most_children)
     order = list(range(nodes))
     generator.shuffle(order)  # the root need not come first
     shuffled = [-1] * nodes
@@ -36,17 +44,19 @@ def random_tree(nodes: int, generator: random.Random) -> list[int]:
     return shuffled
 
 
-def random_forest(trees: int, most: int, seed: int) -> list[list[int]]:
+def random_forest(trees: int, most: int, seed: int, most_children: int = 10**6) -> list[list[int]]:
     generator = random.Random(seed)
-    return [random_tree(generator.randint(1, most), generator) for _ in range(trees)]
+    return [random_tree(generator.randint(1, most), generator, most_children) for _ in range(trees)]
 
 
-def answer(cell: Cell, trees: Any, x: Tensor, executor: str, state: Any = None, **options: Any) -> tuple[Any, Any]:
+def answer(
+    cell: Cell, trees: Any, x: Tensor, executor: str, state: Any = None, inputs: str = "nodes", **options: Any
+) -> tuple[Any, Any]:
     """All states and the roots', and the gradients of everything."""
     unfold = rit.Unfold(cell, executor=executor, **options).to(x.dtype)
     leaf = x.detach().clone().requires_grad_()
     given = None if state is None else cell.State(*(field.detach().clone().requires_grad_() for field in state))
-    nodes, roots = unfold.over(trees, leaf, given, all_states=True)
+    nodes, roots = unfold.over(trees, leaf, given, inputs=inputs, all_states=True)
     leaves = {"x": leaf, **dict(unfold.named_parameters()), **({} if given is None else given._asdict())}
     return (*nodes, *roots), gradients((*nodes, *roots), leaves)
 
@@ -71,6 +81,23 @@ def test_random_forests(seed: int, count: int, most: int, variant: str) -> None:
     trees = random_forest(count, most, seed)
     x = torch.randn(sum(map(len, trees)), 2, dtype=F64)
     assert_close(answer(cell, trees, x, "cpu"), answer(cell, trees, x, "reference"))
+
+
+@pytest.mark.parametrize("variant", ["lstm", "gru-before", "recursive-3", "tree-lstm", "tree-gru"])
+def test_ten_thousand_random_forests_beside_the_recursion(variant: str) -> None:
+    """Two thousand of each cell; all states of all, every tenth one's gradients."""
+    cell = (TREE_VARIANTS | VARIANTS)[variant](2, 3).to(F64)
+    unfold, parameters = rit.Unfold(cell, executor="cpu"), list(cell.parameters())
+    for seed in range(2000):
+        trees = random_forest(1 + seed % 3, 1 + seed % 9, seed, cell.slots or 4)
+        x = torch.randn(sum(map(len, trees)), 2, dtype=F64, requires_grad=True)
+        nodes, _ = unfold.over(trees, x, all_states=True)
+        expected, _ = tree_twin(cell, trees, x, cell.zero_state(len(trees), x))
+        assert_close(nodes, expected, f"seed {seed}")
+        if seed % 10 == 0:
+            forms = [sum((field.square() * (k + 1)).sum() for k, field in enumerate(f)) for f in (nodes, expected)]
+            found, wanted = (torch.autograd.grad(f, [x, *parameters], materialize_grads=True) for f in forms)
+            assert_close(found, wanted, f"seed {seed}")
 
 
 def test_the_same_bits_for_any_number_of_threads() -> None:
@@ -129,13 +156,14 @@ def test_without_gradients_and_twice_backwards() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype: torch.dtype) -> None:
-    cell, trees = rit.LSTM(4, 8), random_forest(5, 12, seed=4)
+@pytest.mark.parametrize("variant", ["lstm", "tree-lstm"])
+def test_half_precision(variant: str, dtype: torch.dtype) -> None:
+    cell, trees = find(variant)(4, 8), random_forest(5, 12, seed=4, most_children=2)
     x = torch.randn(sum(map(len, trees)), 4)
     exact, _ = rit.Unfold(cell).over(trees, x)
     found, _ = rit.Unfold(cell.to(dtype), executor="cpu").over(trees, x.to(dtype))
     assert found.dtype == dtype
-    assert float((found.float() - exact).detach().abs().max()) < 0.02
+    assert_close(found.bfloat16(), exact)
 
 
 def test_what_is_dropped_is_drawn_for_each_node() -> None:
@@ -162,3 +190,174 @@ def test_more_predecessors_than_the_machine_takes_go_by_the_reference() -> None:
 def test_a_cell_for_chains_is_told_by_the_reference() -> None:
     with pytest.raises(CellError, match="is a cell for chains"):
         rit.Unfold(rit.cells.PeepholeLSTM(2, 3)).over([[2, 2, -1]], torch.randn(3, 2))
+
+
+# Cells that tell their children apart.
+
+
+def tree_cell(variant: str, dtype: torch.dtype = F64) -> Cell:
+    return TREE_VARIANTS[variant](3, 4).to(dtype)
+
+
+def with_input(trees: Forest, inputs: str) -> Any:
+    """The nodes that have an x."""
+    return {"nodes": slice(None), "leaves": trees.leaves, "inner": (trees.heights > 0).nonzero()[0]}[inputs]
+
+
+def test_every_tree_cell_has_an_oracle() -> None:
+    assert set(TREE_ORACLES) == set(TREE_VARIANTS), "a cell of TREE_CELLS needs its paper's equations in oracles.py"
+
+
+@pytest.mark.parametrize("executor", ["cpu", "reference"])
+@pytest.mark.parametrize("inputs", ["nodes", "leaves", "inner"])
+@pytest.mark.parametrize("variant", TREE_VARIANTS)
+def test_a_tree_cell_is_its_equations_at_every_node(variant: str, inputs: str, executor: str) -> None:
+    """Some children missing, some trees of one leaf; x is zero where a node has none."""
+    cell = tree_cell(variant)
+    parents = [*random_forest(8, 12, seed=6, most_children=cell.slots or 0), [-1]]
+    trees = Forest.from_parents(parents)
+    x = torch.zeros(trees.nodes, cell.input_size, dtype=F64)
+    chosen = with_input(trees, inputs)
+    x[chosen] = torch.randn_like(x[chosen])
+    expected: list[Any] = []
+    for tree, start in zip(parents, trees.starts, strict=True):
+        expected += over_tree(TREE_ORACLES[variant], cell, tree, x[start : start + len(tree)].numpy())
+    nodes, roots = rit.Unfold(cell, executor=executor).over(trees, x[chosen], inputs=inputs, all_states=True)
+    for number, field in enumerate(nodes):
+        assert_close(field, np.stack([state[number] for state in expected]))
+        assert_close(roots[number], field[trees.roots])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("inputs", ["nodes", "leaves", "inner"])
+@pytest.mark.parametrize("variant", [*TREE_VARIANTS, "lstm", "gru-before"])
+def test_gradients_where_children_are_told_apart_or_inputs_missing(
+    variant: str, inputs: str, dtype: torch.dtype
+) -> None:
+    cell = (TREE_VARIANTS | VARIANTS)[variant](3, 4).to(dtype)
+    trees = Forest.from_parents(random_forest(7, 15, seed=7, most_children=cell.slots or 3))
+    x = torch.randn(len(np.arange(trees.nodes)[with_input(trees, inputs)]), cell.input_size, dtype=dtype)
+    given = random_state(cell, len(trees), dtype)
+    for state, learn in ((None, False), (None, True), (given, True)):
+        found = answer(cell, trees, x, "cpu", state, inputs, learn_initial=learn)
+        assert_close(found, answer(cell, trees, x, "reference", state, inputs, learn_initial=learn))
+
+
+@pytest.mark.parametrize("executor", ["cpu", "reference"])
+@pytest.mark.parametrize("variant", [*TREE_VARIANTS, "lstm", "gru-before"])
+def test_gradients_are_finite_differences(variant: str, executor: str) -> None:
+    cell = (TREE_VARIANTS | VARIANTS)[variant](3, 4).to(F64)
+    unfold, trees = rit.Unfold(cell, executor=executor), [[4, 4, 3, 4, -1], [-1], [1, -1]]
+    if cell.slots is not None and cell.slots < 3:
+        trees = [[3, 3, 4, 4, -1], [-1], [1, -1]]
+    leaves = Forest.from_parents(trees).leaves
+    x = torch.randn(len(leaves), cell.input_size, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *_: unfold.over(trees, x, inputs="leaves")[0], (x, *cell.parameters()))
+
+
+@pytest.mark.parametrize("variant", ["tree-lstm", "recursive-tensor-identity"])
+def test_second_gradients_where_children_are_told_apart(variant: str) -> None:
+    cell, trees = tree_cell(variant), [[2, 2, -1], [-1], [1, 4, 4, 1, -1]]
+    x = torch.randn(6, cell.input_size, dtype=F64, requires_grad=True)
+    found = {}
+    for executor in ("cpu", "reference"):
+        outputs, _ = rit.Unfold(cell, executor=executor).over(trees, x, inputs="leaves")
+        (first,) = torch.autograd.grad(outputs.square().sum(), x, create_graph=True)
+        found[executor] = torch.autograd.grad(first.square().sum(), [x, *cell.parameters()])
+    assert_close(*found.values())
+
+
+@pytest.mark.parametrize("variant", [*TREE_VARIANTS, "lstm", "gru-before", "elman"])
+def test_the_order_of_children_matters_where_they_are_told_apart_and_else_not(variant: str) -> None:
+    cell = (TREE_VARIANTS | VARIANTS)[variant](3, 4).to(F64)
+    unfold, x = rit.Unfold(cell), torch.randn(3, cell.input_size, dtype=F64)
+    one, other = (unfold.over([[2, 2, -1]], x[order])[1][0] for order in ([0, 1, 2], [1, 0, 2]))
+    if cell.slots is None:
+        assert_close(one, other)
+    else:
+        assert float((one - other).detach().abs().max()) > 1e-3
+
+
+def test_slots_may_be_left_empty() -> None:
+    cell, x = tree_cell("tree-lstm"), torch.randn(2, 3, dtype=F64)
+    left, right = (
+        rit.Unfold(cell).over(Forest.from_parents([[1, -1]], slots=[[slot, 0]]), x, all_states=True)[1]
+        for slot in (0, 1)
+    )
+    (leaf,) = over_tree(TREE_ORACLES["tree-lstm"], cell, [-1], x[:1].numpy())
+    below = [np.stack([field, np.zeros(4)]) for field in leaf]
+    assert_close([field[0] for field in left], TREE_ORACLES["tree-lstm"](cell, x[1].numpy(), *below))
+    assert_close(
+        [field[0] for field in right], TREE_ORACLES["tree-lstm"](cell, x[1].numpy(), *(f[::-1] for f in below))
+    )
+
+
+def test_a_child_that_is_missing_is_the_initial_state() -> None:
+    cell, x = tree_cell("tree-lstm"), torch.randn(2, 3, dtype=F64)
+    unfold = rit.Unfold(cell, learn_initial=True).to(F64)
+    for field in unfold.initial:
+        nn.init.normal_(field)
+    _, root = unfold.over([[1, -1]], x)
+    first = cell.State(*(field.to(F64) for field in unfold.initial))
+    leaf = cell(x[:1], first, first)
+    assert_close(root, cell(x[1:], leaf, first))
+    root.h.sum().backward()
+    assert all(float(field.grad.abs().sum()) > 0 for field in unfold.initial)
+
+
+def test_a_first_state_that_is_zero_now_and_learnt_gets_its_gradient() -> None:
+    class Learnt(rit.Elman):
+        def __init__(self) -> None:
+            super().__init__(2, 3)
+            self.first = nn.Parameter(torch.zeros(1, 3))
+
+        def zero_state(self, rows: int, like: Tensor) -> Any:
+            return self.State(self.first.expand(rows, -1))
+
+    cell, x = Learnt(), torch.randn(3, 2)
+    found = {executor: answer(cell, [[2, 2, -1]], x, executor) for executor in ("cpu", "reference")}
+    assert_close(found["cpu"], found["reference"])
+    assert float(found["cpu"][1]["cell.first"].abs().sum()) > 0
+
+
+def test_acyclic_graphs() -> None:
+    diamonds = Graphs.from_predecessors([[[], [0], [0], [1, 2]], [[]], [[], [0], [1, 0]]])
+    for variant in ("lstm", "tree-lstm"):
+        cell = (TREE_VARIANTS | VARIANTS)[variant](3, 4).to(F64)
+        for inputs, rows in (("nodes", 8), ("leaves", 3), ("inner", 5)):
+            x = torch.randn(rows, 3, dtype=F64)
+            assert_close(*(answer(cell, diamonds, x, executor, inputs=inputs) for executor in ("cpu", "reference")))
+
+
+@pytest.mark.parametrize("variant", ["tree-lstm", "lstm"])
+def test_a_comb_of_100_000_nodes_and_10_000_trees_of_one_leaf(variant: str) -> None:
+    """No recursion: what is deep overflows no stack."""
+    cell, depth = (TREE_VARIANTS | VARIANTS)[variant](2, 3), 50_000
+    spine = np.arange(depth)  # node k of the spine has the one before it and a leaf below it
+    comb = np.concatenate([spine[1:], [-1], spine])
+    for trees, leaves in ((Forest.from_parents([comb]), depth), (Forest.from_parents([[-1]] * 10_000), 10_000)):
+        x = torch.randn(leaves, 2, requires_grad=True)
+        nodes, roots = rit.Unfold(cell, executor="cpu").over(trees, x, inputs="leaves")
+        nodes.sum().backward()
+        assert nodes.isfinite().all()
+        assert x.grad.abs().sum(1).all()
+        assert len(roots.h) == len(trees)
+
+
+def test_messages_of_trees() -> None:
+    cell = tree_cell("tree-lstm", torch.float32)
+    unfold, x = rit.Unfold(cell), torch.randn(4, 3)
+    with pytest.raises(ArgumentError, match="Tree 0: node 3 has 3 children, one in slot 2; the cell has 2 slots"):
+        unfold.over([[3, 3, 3, -1]], x)
+    with pytest.raises(CellError, match=r"TreeLSTM tells 2 children apart, a chain has none: unfold it with \.over"):
+        unfold(torch.randn(5, 2, 3))
+    with pytest.raises(ArgumentError, match=r"x has shape \(4, 3\); expected \(2, 3\): a row for each of the 2 leaves"):
+        unfold.over([[2, 2, -1]], x, inputs="leaves")
+    with pytest.raises(ArgumentError, match=r"\(1, 3\): a row for each of the 1 inner nodes"):
+        unfold.over([[2, 2, -1]], x, inputs="inner")
+    with pytest.raises(ArgumentError, match="inputs is 'leafs': did you mean leaves"):
+        unfold.over([[2, 2, -1]], x, inputs="leafs")
+    with pytest.raises(ArgumentError, match="TreeLSTM: slots must be 2 or more, not 1: a cell with one child"):
+        rit.cells.TreeLSTM(3, 4, slots=1)
+    with pytest.raises(ArgumentError, match="input_size=3 and hidden_size=4 must be the same"):
+        rit.cells.RecursiveNet(3, 4, project=False)

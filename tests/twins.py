@@ -14,6 +14,7 @@ from ritornello.cells import (
     GRU,
     LSTM,
     SRU,
+    TREE_CELLS,
     Cell,
     DeepTransition,
     Elman,
@@ -25,6 +26,8 @@ from ritornello.cells import (
     PeepholeLSTM,
     ProjectedLSTM,
     RecurrentHighway,
+    RecursiveNet,
+    RecursiveTensorNet,
     TeacherForced,
     meaning_of_total,
     over_predecessors,
@@ -134,7 +137,7 @@ def tree_twin(cell: Cell, trees: Sequence[Sequence[int]], x: Tensor, enters: Any
 
     Args:
         x: (nodes of all trees, features).
-        enters: what the leaves of each tree read, fields (trees, size).
+        enters: what the leaves of each tree read, fields (trees, size); with slots, in place of each missing child.
 
     Returns:
         The states of all nodes, fields (nodes, size), and of the roots, fields (trees, size).
@@ -153,6 +156,9 @@ def tree_twin(cell: Cell, trees: Sequence[Sequence[int]], x: Tensor, enters: Any
 
 def _node(cell: Cell, tree: Sequence[int], node: int, rows: Tensor, enter: Any, done: dict[int, Any]) -> Any:
     below = [_node(cell, tree, child, rows, enter, done) for child, parent in enumerate(tree) if parent == node]
+    if cell.slots is not None:
+        done[node] = cell(rows[node : node + 1], *below, *[enter] * (cell.slots - len(below)))
+        return done[node]
     predecessors = cell.State(*(torch.cat(field).unsqueeze(0) for field in zip(*(below or [enter]), strict=True)))
     with meaning_of_total(over_predecessors):
         new = cell(rows[node].view(1, 1, -1), predecessors)
@@ -221,6 +227,14 @@ VARIANTS: dict[str, Callable[[int, int], Cell]] = {
     "highway-1": partial(RecurrentHighway, depth=1),
     "sru-peephole": partial(SRU, peephole=True),
     "sru-square": lambda inputs, _: SRU(inputs, inputs),
+}
+
+
+TREE_VARIANTS: dict[str, Callable[[int, int], Cell]] = {
+    **TREE_CELLS,
+    **{f"{name}-3": partial(TREE_CELLS[name], slots=3) for name in ("recursive", "tree-lstm", "tree-gru")},
+    "recursive-identity": lambda _, hidden: RecursiveNet(hidden, hidden, project=False),
+    "recursive-tensor-identity": lambda _, hidden: RecursiveTensorNet(hidden, hidden, project=False),
 }
 
 

@@ -2,7 +2,7 @@
 
 from ritornello.cells.adapt import Adapted
 from ritornello.cells.additive import AdditiveMemory
-from ritornello.cells.catalogue import CELLS, find, is_foreign
+from ritornello.cells.catalogue import CELLS, TREE_CELLS, find, is_foreign
 from ritornello.cells.cell import Cell, meaning_of_total, over_predecessors, total
 from ritornello.cells.coupled import CoupledLSTM
 from ritornello.cells.deep import DeepTransition
@@ -24,8 +24,11 @@ from ritornello.cells.multiplicative import MultiplicativeLSTM, MultiplicativeRN
 from ritornello.cells.peephole import PeepholeLSTM
 from ritornello.cells.projected import ProjectedLSTM
 from ritornello.cells.qrnn import QRNN
+from ritornello.cells.recursive import RecursiveNet, RecursiveTensorNet
 from ritornello.cells.slstm import SLSTM
 from ritornello.cells.sru import SRU
+from ritornello.cells.tree_gru import TreeGRU
+from ritornello.cells.tree_lstm import TreeLSTM
 
 __all__ = [
     "CELLS",
@@ -38,6 +41,7 @@ __all__ = [
     "RGLRU",
     "SLSTM",
     "SRU",
+    "TREE_CELLS",
     "Adapted",
     "AdditiveMemory",
     "Cell",
@@ -57,8 +61,12 @@ __all__ = [
     "PeepholeLSTM",
     "ProjectedLSTM",
     "RecurrentHighway",
+    "RecursiveNet",
+    "RecursiveTensorNet",
     "TeacherForced",
     "TensorRNN",
+    "TreeGRU",
+    "TreeLSTM",
     "chrono_",
     "find",
     "forget_bias_",

@@ -36,8 +36,11 @@ from ritornello.cells.multiplicative import MultiplicativeLSTM, MultiplicativeRN
 from ritornello.cells.peephole import PeepholeLSTM
 from ritornello.cells.projected import ProjectedLSTM
 from ritornello.cells.qrnn import QRNN
+from ritornello.cells.recursive import RecursiveNet, RecursiveTensorNet
 from ritornello.cells.slstm import SLSTM
 from ritornello.cells.sru import SRU
+from ritornello.cells.tree_gru import TreeGRU
+from ritornello.cells.tree_lstm import TreeLSTM
 from ritornello.errors import ArgumentError, nearest
 
 CELLS: dict[str, type[Cell]] = {
@@ -70,6 +73,14 @@ CELLS: dict[str, type[Cell]] = {
     "rg-lru": RGLRU,
 }
 
+# For trees alone: they tell their children apart.
+TREE_CELLS: dict[str, type[Cell]] = {
+    "recursive": RecursiveNet,
+    "recursive-tensor": RecursiveTensorNet,
+    "tree-lstm": TreeLSTM,
+    "tree-gru": TreeGRU,
+}
+
 
 def is_foreign(name: str) -> bool:
     """Whether `name` names a cell of the user's own, `module:Class` or `FILE.py:Class`.
@@ -100,11 +111,13 @@ def find(name: str) -> Callable[..., nn.Module]:
     """
     plain, options = _options(name)
     if not is_foreign(plain):
-        if plain not in CELLS:
+        known_cells = CELLS | TREE_CELLS
+        if plain not in known_cells:
             raise ArgumentError(
-                f"Unknown cell {plain!r}: {nearest(plain, CELLS)}; or name your own as module:Class or FILE.py:Class."
+                f"Unknown cell {plain!r}: {nearest(plain, known_cells)}; or name your own as module:Class or "
+                "FILE.py:Class."
             )
-        found: Any = CELLS[plain]
+        found: Any = known_cells[plain]
     else:
         found = imported(plain, _is_module)
         if not _is_module(found):

@@ -48,7 +48,7 @@ class Cell(nn.Module):
 
     Written with `total(...)` wherever predecessors are summed, the cell runs over trees as well as chains. A cell for
     trees alone that tells its children apart says how many `slots` it has, and takes a state for each, as in
-    `forward(x, left, right)`; if leaves are something else, `leaf(x)` says what (see `ritornello.cells.RecursiveNet`).
+    `forward(x, left, right)`.
 
     Args:
         input_size: features of `x`.
@@ -80,7 +80,6 @@ class Cell(nn.Module):
     writes: ClassVar[tuple[str, ...]] = ()  # and those that write it anew
     gate_bias: ClassVar[str] = "W.bias"  # the name of their biases, stacked in the order of `gates`
     slots: int | None = None  # how many children it tells apart; None: it sums over predecessors, or knows only one
-    leaf: Callable[[Tensor], Any] | None = None  # from a leaf's x to its state; None: `forward`, from the initial state
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

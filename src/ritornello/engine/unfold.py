@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ritornello.cells.adapt import Adapted, name_of
+from ritornello.cells.adapt import Adapted
 from ritornello.cells.cell import Cell
 from ritornello.engine import door
 from ritornello.engine.adjoint import PLAIN, Adjoint, Full, check_trees, settle_adjoint
@@ -255,8 +255,8 @@ class Unfold(nn.Module):
             roots: `State` with fields (trees, size).
 
         Raises:
-            ArgumentError: trees that are none, sizes that do not fit, more children than the cell has slots, or a state
-                for a cell whose leaves read none. CellError: a cell written for chains.
+            ArgumentError: trees that are none, sizes that do not fit, or more children than the cell has slots.
+            CellError: a cell written for chains.
 
         Example:
             >>> import torch, ritornello as rit
@@ -269,8 +269,6 @@ class Unfold(nn.Module):
                 "Unfold(reverse=True) walks chains backwards; trees are walked from leaves to roots only."
             )
         check_trees(self.adjoint, self.cell)
-        if state is not None and self.cell.leaf is not None:
-            raise ArgumentError(f"Leaves of {name_of(self.cell)} read x alone; leave out the state.")
         schedule = forest(trees, self.cell.slots, inputs)
         x = door.settle_nodes(self.cell, x, schedule, inputs)
         blank = self._blank(x)

@@ -79,7 +79,7 @@ class CpuExecutor:
         if request.checkpointed:
             return "checkpoints are kept along chains only"
         zero = request.fresh and not any(field.requires_grad or bool(field.any()) for field in request.blank)
-        layout = Layout(request.schedule, zero or plan.leaf is not None)
+        layout = Layout(request.schedule, zero)
         try:
             request.found["trees"] = (layout, [plan.of_kind(kind) for kind in layout.kinds])
         except CellError as error:

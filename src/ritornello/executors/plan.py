@@ -28,7 +28,6 @@ from ritornello.program import (
     prune,
     simplify,
     trace,
-    trace_leaf,
     unroll,
 )
 
@@ -51,13 +50,12 @@ class Plan:
     Attributes:
         program: simplified, for one predecessor, or for as many as the cell tells apart.
         traced: as it was before, with `total` where predecessors are summed; None where that is not known.
-        leaf: of the cell's own `leaf`, if it has one.
         sizes: of the state's fields.
         random: whether it draws at random.
     """
 
-    def __init__(self, program: Program, traced: Program | None = None, leaf: Program | None = None) -> None:
-        self.program, self.traced, self.leaf = program, traced, leaf
+    def __init__(self, program: Program, traced: Program | None = None) -> None:
+        self.program, self.traced = program, traced
         self.sizes = program.fields
         self._kinds: dict[Kind, Plan | CellError] = {}
         self.random = any(node.op == "uniform" for node in program.nodes)
@@ -78,7 +76,7 @@ class Plan:
         return Plan(damp(self.program))
 
     def of_kind(self, kind: Kind) -> Plan:
-        """For rows of a kind; leaves' states are zero, unless the cell has something else for leaves.
+        """For rows of a kind; states that leaves do not read are zero.
 
         Raises:
             CellError: a cell for chains.
@@ -100,7 +98,7 @@ class Plan:
         else:
             program = simplify(unroll(self.traced, max(1, kind.slots)))
         if not kind.slots:
-            program = self.leaf or blank(program, "state")._replace(slots=0)
+            program = blank(program, "state")._replace(slots=0)
         return program if kind.input else blank(program, "x")
 
     def compiled(self, wants: Wants) -> Compiled:
@@ -155,6 +153,5 @@ def make_plan(cell: nn.Module, x_size: int, sizes: Sequence[int], like: Tensor) 
     if len(sizes) > MOST_FIELDS:
         raise Untraceable(f"its state has {len(sizes)} fields; the compiled machine takes {MOST_FIELDS}")
     traced = trace(cell, x_size, sizes, like)
-    leaf = trace_leaf(cell, x_size, sizes, like)
     program = traced if traced.slots > 1 else unroll(traced, 1)
-    return Plan(simplify(program), traced, None if leaf is None else simplify(leaf))
+    return Plan(simplify(program), traced)

@@ -39,14 +39,12 @@ class ReferenceExecutor:
         if request.checkpointed and torch.is_grad_enabled() and request.schedule.levels:
             return _run_in_segments(request)
         schedule, cell = request.schedule, request.cell
-        table, leaf = _Table(request), getattr(cell, "leaf", None)
+        table = _Table(request)
         sizes = [level.stop - level.start for level in schedule.levels]
         damping = [None] * len(sizes) if request.damping is None else request.damping.split(sizes)
         for level, x, factors in zip(schedule.levels, _inputs(request, sizes), damping, strict=True):
             if isinstance(level.source, int):
                 new = _chain_step(cell, x, table.consecutive(level.source, len(x)), factors)
-            elif leaf is not None and level.stop <= schedule.leaves:
-                new = _checked(cell, leaf(x), request.entry, (len(x),))
             else:
                 new = _step(cell, x, table.gather(level.source), factors)
             table.append(level, new)

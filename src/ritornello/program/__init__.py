@@ -7,7 +7,7 @@ from ritornello.program.ops import damped
 from ritornello.program.passes import blank, damp, simplify, unroll
 from ritornello.program.program import Builder, Node, Program, Value, prune
 from ritornello.program.random import philox
-from ritornello.program.trace import Untraceable, lookup, trace, trace_leaf
+from ritornello.program.trace import Untraceable, lookup, trace
 
 __all__ = [
     "MOST_FIELDS",
@@ -33,6 +33,5 @@ __all__ = [
     "prune",
     "simplify",
     "trace",
-    "trace_leaf",
     "unroll",
 ]

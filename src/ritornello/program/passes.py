@@ -27,6 +27,7 @@ from ritornello.program.program import (
 )
 
 SUMS = ("add", "affine")
+BOUNDED = ("sigmoid", "tanh", "erf", "sin", "cos")
 
 
 def simplify(program: Program) -> Program:
@@ -75,28 +76,43 @@ def _sum(b: Builder, values: Sequence[Value]) -> Value:
 
 
 def blank(program: Program, leaf: str) -> Program:
-    """The same for rows whose states ("state") or whose input ("x") is zero: their products go, all else is computed
-    as it stood."""
+    """The same for rows whose states ("state") or whose input ("x") is zero: their products go, gates of nothing are
+    not computed, all else is as it stood."""
 
     def rule(b: Builder, node: Node, args: tuple[Value, ...]) -> Value | None:
         if node.op == leaf:
             return b.expand(b.constant(0), node.size)
-        if node.op != "affine":
-            return None
-        start, rest = args[: len(args) % 2], args[len(args) % 2 :]
-        left = [
-            term for term in zip(rest[::2], rest[1::2], node.attributes[1], strict=True) if not _is_zero(b, term[0])
-        ]
-        if left:
-            return b.affine(start[0] if start else None, left, node.size)
-        return start[0] if start else b.expand(b.constant(0), node.size)
+        if node.op in ("mul", "mul_add") and _is_nothing(b, *args[:2]):
+            return b.expand(args[2] if node.op == "mul_add" else b.constant(0), node.size)
+        if node.op == "mul_add" and _is_zero(b, args[2]):
+            return b.expand(b.mul(*args[:2]), node.size)
+        if node.op == "add":
+            left = [arg for arg in args if not _is_zero(b, arg)]
+            return None if len(left) == 2 else b.expand(left[0] if left else b.constant(0), node.size)
+        return _without_zeros(b, node, args) if node.op == "affine" else None
 
-    return rewrite(program, rule)
+    return simplify(rewrite(program, rule))
+
+
+def _without_zeros(b: Builder, node: Node, args: tuple[Value, ...]) -> Value:
+    start, rest = args[: len(args) % 2], args[len(args) % 2 :]
+    terms = zip(rest[::2], rest[1::2], node.attributes[1], strict=True)
+    left = [term for term in terms if not _is_zero(b, term[0])]
+    if left:
+        return b.affine(start[0] if start else None, left, node.size)
+    return start[0] if start else b.expand(b.constant(0), node.size)
 
 
 def _is_zero(b: Builder, value: Value) -> bool:
     node = b.nodes[value]
-    return node.op == "expand" and b.constant_of(node.args[0]) == 0
+    return b.constant_of(node.args[0] if node.op == "expand" else value) == 0
+
+
+def _is_nothing(b: Builder, one: Value, other: Value) -> bool:
+    """Whether a product is zero, whatever the other factor is: it is never infinite."""
+    if not _is_zero(b, one):
+        one, other = other, one
+    return _is_zero(b, one) and (b.nodes[other].op in BOUNDED or _is_zero(b, other))
 
 
 def damp(program: Program) -> Program:
@@ -238,7 +254,7 @@ class _Sum:
         rates = sorted({b.rate(v) for v in self.values} | {self._rate(b, p) for p in self.products})
         total: Value | None = None
         for rate in rates:
-            here = [p for p in self.products if self._rate(b, p) == rate]
+            here = self._together(b, [p for p in self.products if self._rate(b, p) == rate])
             for value in (v for v in self.values if b.rate(v) == rate):
                 total = value if total is None else b.add(total, value)
             if here:
@@ -251,6 +267,15 @@ class _Sum:
     @staticmethod
     def _rate(b: Builder, product: tuple) -> int:
         return max(b.rate(product[0]), INPUT)
+
+    @staticmethod
+    def _together(b: Builder, products: Sequence[tuple]) -> list[tuple]:
+        """What meets the same weights is added up before: so it is with what is summed over predecessors."""
+        found: dict[tuple, Value] = {}
+        for v, weight, term in products:
+            key = (weight, term, b.size(v))
+            found[key] = b.add(found[key], v) if key in found else v
+        return [(v, weight, term) for (weight, term, _), v in found.items()]
 
 
 def merge(program: Program) -> Program:

@@ -65,7 +65,10 @@ class _Printer:
         if node.op == "x":
             return "x"
         if node.op == "state":
-            return f"{self.fields[node.attributes[0]]}'"
+            field, slot = node.attributes
+            return (
+                f"{self.fields[field]}'" if self.program.slots == 1 else f"{self.fields[field]}{_subscript(slot + 1)}"
+            )
         if node.rate <= PARAMETER:
             return self.names[value]
         if node.op == "slice":
@@ -73,7 +76,7 @@ class _Printer:
             return f"{self.name(node.args[0])}[{start}:{start + size}]"
         if node.op == "expand":
             return self.name(node.args[0])
-        return self.names.setdefault(value, "v" + str(len(self.names) - self.numbered + 1).translate(_SUBSCRIPTS))
+        return self.names.setdefault(value, "v" + _subscript(len(self.names) - self.numbered + 1))
 
     def parameter(self, node: Node) -> str:
         if node.op == "constant":
@@ -107,6 +110,10 @@ class _Printer:
         shape = self.program.nodes[weight].shape
         window = "" if (rows, columns) == shape else f"[{row}:{row + rows}, {column}:{column + columns}]"
         return f"{self.name(v)} @ {self.name(weight)}{window}{'' if back else '.T'}"
+
+
+def _subscript(number: int) -> str:
+    return str(number).translate(_SUBSCRIPTS)
 
 
 def _costs(program: Program, printer: _Printer) -> list[str]:

@@ -53,26 +53,16 @@ def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program
     Raises:
         Untraceable: with the op and the line of the cell that cannot be recorded.
     """
-    return _trace(cell, cell, getattr(cell, "slots", None) or 1, x_size, sizes, like)
-
-
-def trace_leaf(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program | None:
-    """The program of a cell's `leaf(x)`; None where it has none. Arguments and errors as above."""
-    leaf = getattr(cell, "leaf", None)
-    return None if leaf is None else _trace(cell, leaf, 0, x_size, sizes, like)
-
-
-def _trace(cell: Any, call: Any, slots: int, x_size: int, sizes: Sequence[int], like: Tensor) -> Program:
-    first, second = (_record(cell, call, slots, x_size, sizes, like, rows) for rows in (3, 5))
+    first, second = (_record(cell, x_size, sizes, like, rows) for rows in (3, 5))
     if first != second and first.to_text() != second.to_text():  # NaN is not equal to itself
         raise Untraceable("its computation depends on the number of rows")
     return first
 
 
-def _record(cell: Any, call: Any, slots: int, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
+def _record(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
     try:
         with untouched(cell) as changed:
-            program = _recorded(cell, call, slots, x_size, sizes, like, rows)
+            program = _recorded(cell, x_size, sizes, like, rows)
     except Untraceable as reason:
         reason.changed = frozenset(changed)
         raise
@@ -83,8 +73,8 @@ def _record(cell: Any, call: Any, slots: int, x_size: int, sizes: Sequence[int],
     raise Untraceable(f"it {what} from one call to the next", changed)
 
 
-def _recorded(cell: Any, call: Any, slots: int, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
-    recorder = Recorder(cell, rows)
+def _recorded(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
+    recorder, slots = Recorder(cell, rows), getattr(cell, "slots", None)
     b = recorder.builder
 
     def leaf(name: str, attributes: tuple[int, ...], size: int, rate: int) -> Tensor:
@@ -96,17 +86,17 @@ def _recorded(cell: Any, call: Any, slots: int, x_size: int, sizes: Sequence[int
     x = leaf("x", (), x_size, INPUT)
     states = [
         cell.State(*(leaf("state", (field, slot), size, STATE) for field, size in enumerate(sizes)))
-        for slot in range(slots)
+        for slot in range(slots or 1)
     ]
     generator = torch.get_rng_state()
     try:
         with (
             _with_gradients(recorder.gradients),
             _without_autocast(like.device.type),
-            meaning_of_total(recorder.total if slots == 1 else None),
+            meaning_of_total(recorder.total if slots is None else None),
             recorder,
         ):
-            new = call(x, *states)
+            new = cell(x, *states)
         recorder.check_hooks()
     except (Untraceable, torch.OutOfMemoryError):
         raise
@@ -117,7 +107,7 @@ def _recorded(cell: Any, call: Any, slots: int, x_size: int, sizes: Sequence[int
     if getattr(type(new), "_fields", None) != cell.State._fields:
         raise Untraceable("it does not return its State")
     results = [recorder.result(value, size) for value, size in zip(new, sizes, strict=True)]
-    return prune(Program(tuple(b.nodes), tuple(results), tuple(sizes), x_size, slots))
+    return prune(Program(tuple(b.nodes), tuple(results), tuple(sizes), x_size, slots or 1))
 
 
 def _with_gradients(wanted: bool) -> Any:
