@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,23 @@ from ritornello.data import corpus as embedded
 from ritornello.data.corpus import Corpus, prepare
 from ritornello.data.tokenizer import Tokenizer
 from ritornello.data.tokens import TokenFile
-from ritornello.errors import ArgumentError, CellError, DataError, RitornelloError, RunError, nearest
+from ritornello.errors import DataError, RunError
 from ritornello.models.language_model import LanguageModel
 from ritornello.models.ngram import NGramModel
 from ritornello.models.predictor import Predictor, reader
+from ritornello.tasks.experiment import (
+    cell_of,
+    check_device,
+    check_given,
+    check_steps,
+    check_task,
+    name_of,
+    section,
+    settle,
+)
 from ritornello.tasks.language_model_config import LanguageModelConfig, TextConfig
 from ritornello.tasks.language_model_run import LanguageModelRun
-from ritornello.training.config import TrainingConfig, from_json
+from ritornello.training.config import TrainingConfig
 from ritornello.training.display import Display
 from ritornello.training.files import load_weights, read_tensors, write_tensors
 from ritornello.training.log import Log
@@ -134,10 +143,10 @@ def train(
     """
     cell = options.get("cell")
     if isinstance(cell, type):
-        options["cell"] = _name(cell)
-    configs = _configs(options)
+        options["cell"] = name_of(cell)
+    configs = settle(CONFIGS, options)
     cell_class = cell if isinstance(cell, type) else catalogue.find(configs["model"].cell)
-    _check_device(configs["training"].device)
+    check_device(configs["training"].device)
     with Run.prepare(out, TASK, {name: asdict(config) for name, config in configs.items()}, overwrite=overwrite) as run:
         _prepare(run, cell_class, watch)
     return _fit(run.moved(out), cell_class, watch, resume=False)
@@ -164,13 +173,9 @@ def resume(
     """
     given = dict(given or {})
     with Run.reopen(out, TASK) as run:
-        cell_class = _cell(run, cell or given.pop("cell", None))
-        _check_device(_section(run, "training").device)
-        for name, config in _configs(given).items():
-            for option in set(given) & {field.name for field in fields(config)}:
-                asked, own = getattr(config, option), getattr(_section(run, name), option)
-                if asked != own:
-                    raise ArgumentError(f"{option} is {own!r} in {out} and cannot become {asked!r}; leave it out.")
+        cell_class = cell_of(run, _section(run, "model").cell, cell or given.pop("cell", None))
+        check_device(_section(run, "training").device)
+        check_given(run, CONFIGS, given, out)
         if not (run.path / "tokens" / "info.json").exists():
             _prepare(run, cell_class, watch)
     return _fit(run.moved(out), cell_class, watch, resume=True)
@@ -190,10 +195,10 @@ def load(path: str | Path, *, cell: str | type | None = None, device: str = "cpu
             not named.
     """
     run = Run.open(path)
-    if run.config["task"] != TASK:
-        raise RunError(f"{run.path} holds the task {run.config['task']!r}; expected {TASK!r}.")
-    _check_device(device)
-    cell_class = _cell(run, cell) if _section(run, "model").model == "rnn" else None
+    check_task(run, TASK)
+    check_device(device)
+    config = _section(run, "model")
+    cell_class = cell_of(run, config.cell, cell) if config.model == "rnn" else None
     tokenizer = Tokenizer.load(run.path / "tokenizer.json")
     tensors, _ = read_tensors(run.model_file)
     if cell_class is None:
@@ -244,42 +249,8 @@ def _fit_ngram(run: Run, corpus: Corpus) -> None:
         log.write(row)
 
 
-def _configs(options: dict[str, Any]) -> dict[str, Any]:
-    """The options, each where it belongs."""
-    homes = {field.name: name for name, kind in CONFIGS.items() for field in fields(kind)}
-    parts: dict[str, dict[str, Any]] = {name: {} for name in CONFIGS}
-    for name, value in options.items():
-        if name not in homes:
-            raise ArgumentError(f"Unknown option {name!r}: {nearest(name, homes)}.")
-        parts[homes[name]][name] = value
-    return {name: kind(**parts[name]) for name, kind in CONFIGS.items()}
-
-
 def _section(run: Run, name: str) -> Any:
-    """One of the run's configurations, checked."""
-    return from_json(CONFIGS[name], run.section(name), f"{run.path / 'config.json'}, section {name!r},")
-
-
-def _cell(run: Run, named: str | type | None) -> Callable[..., Any]:
-    """The run's cell; a foreign one only if the caller names it too."""
-    own = _section(run, "model").cell
-    if named is None:
-        if catalogue.is_foreign(own):
-            raise RunError(
-                f"{run.path} was trained with the foreign cell {own!r}, whose code is run only if you ask for it: "
-                f"name it again with --cell {shlex.quote(own)} (in Python, cell={own!r})."
-            )
-        return catalogue.find(own)
-    name = _name(named) if isinstance(named, type) else named
-    if name.rpartition(":")[2] != own.rpartition(":")[2]:  # its module may be called otherwise from here
-        raise RunError(f"{run.path} was trained with the cell {own!r}, not {name!r}.")
-    return named if isinstance(named, type) else catalogue.find(named)
-
-
-def _name(cell: type) -> str:
-    """What a configuration calls a class of cell."""
-    known = (name for name, kind in catalogue.CELLS.items() if kind is cell)
-    return next(known, f"{cell.__module__}:{cell.__qualname__}")
+    return section(run, CONFIGS, name)
 
 
 def _build(run: Run, tokenizer: Tokenizer, cell: Callable[..., Any]) -> LanguageModel:
@@ -321,22 +292,9 @@ def _prepare(run: Run, cell: Callable[..., Any], watch: Display | None) -> None:
     (run.path / "stdin.txt").unlink(missing_ok=True)
     if _section(run, "model").model == "rnn":
         task = _task(run, corpus)
-        try:
-            with torch.no_grad():
-                model = _build(run, corpus.tokenizer, cell).to(_section(run, "training").device)
-                task.loss(model, next(task.batches(0, 0)), None)
-        except RitornelloError:
-            raise
-        except Exception as error:
-            raise CellError(
-                f"The cell {_section(run, 'model').cell!r} could not be made, or make its first steps: "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
+        def steps() -> None:
+            model = _build(run, corpus.tokenizer, cell).to(_section(run, "training").device)
+            task.loss(model, next(task.batches(0, 0)), None)
 
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArgumentError(f"Device {device!r} cannot be used here: {reason}") from error
+        check_steps(_section(run, "model").cell, steps)
