@@ -499,3 +499,41 @@ LSTM = rit.LSTM(3, 4)
 def test_what_does_not_fit_is_named(make: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         make()
+
+
+# Plain dropout.
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(share: float, dtype: torch.dtype) -> None:
+    layer, x = rit.nn.Dropout(share), torch.ones(301, 997, dtype=dtype, requires_grad=True)
+    torch.manual_seed(3)
+    y = layer(x)
+    zeroed = y == 0
+    deviation = (share * (1 - share) / y.numel()) ** 0.5
+    assert abs(float(zeroed.double().mean()) - share) < 5 * deviation
+    assert_close(y[~zeroed].float(), torch.full_like(y[~zeroed], 1 / (1 - share)).float() if dtype != torch.bfloat16
+                 else y[~zeroed].float().mean().expand(int((~zeroed).sum())))  # fmt: skip
+    for axis in (0, 1):  # no row, no column is preferred; neighbours know nothing of each other
+        shares = zeroed.double().mean(axis)
+        assert float((shares - share).abs().max()) < 6 * (share * (1 - share) / y.shape[axis]) ** 0.5
+    for step in (1, 2, 4, 997):
+        both = (zeroed.flatten()[step:] & zeroed.flatten()[:-step]).double().mean()
+        assert abs(float(both) - share**2) < 6 * deviation
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, y.detach())
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), y)
+    assert layer.eval()(x) is x
+
+
+def test_dropout_elsewhere_is_torch_s() -> None:
+    layer, x = rit.nn.Dropout(0.5), torch.randn(4, 5)
+    torch.manual_seed(0)
+    found = torch.func.vmap(layer, randomness="different")(x)
+    assert found.shape == x.shape
+    assert layer(torch.zeros(0, 3)).shape == (0, 3)
+    for share in (-0.1, 1.0, "half", True):
+        with pytest.raises(ArgumentError, match=r"Dropout: share must lie in 0 to 1 \(exclusive\)"):
+            rit.nn.Dropout(share)

@@ -81,6 +81,19 @@ class Trees:
             raise DataError(f"tree {self.forest.tree_of[node]} has the label {name!r}: {nearest(name, names)}")
         return replace(self, labels=labels, label_names=tuple(names))
 
+    def grouped(self, groups: Sequence[Sequence[str]]) -> Trees:
+        """The same trees with `labels` as places among groups of labels; -1 where no group has the label.
+
+        Example:
+            >>> from ritornello.data.brackets import parse_trees
+            >>> trees = parse_trees("(3 (2 The) (4 best))").grouped([("0", "1"), ("3", "4")])
+            >>> trees.labels.tolist(), trees.label_names
+            ([1, -1, 1], ('0 1', '3 4'))
+        """
+        places = {name: place for place, group in enumerate(groups) for name in group}
+        table = np.array([*(places.get(name, -1) for name in self.label_names), -1], np.int64)
+        return replace(self, labels=table[self.labels], label_names=tuple(" ".join(group) for group in groups))
+
     def collapsed(self) -> Trees:
         """Without unary nodes: a chain of only children is one node, with the highest label and the lowest word.
 

@@ -4,5 +4,6 @@ from ritornello.models.language_model import LanguageModel
 from ritornello.models.ngram import NGramModel
 from ritornello.models.predictor import Predictor
 from ritornello.models.sampling import generate, narrow
+from ritornello.models.tree import SpanClassifier, TreeClassifier
 
-__all__ = ["LanguageModel", "NGramModel", "Predictor", "generate", "narrow"]
+__all__ = ["LanguageModel", "NGramModel", "Predictor", "SpanClassifier", "TreeClassifier", "generate", "narrow"]

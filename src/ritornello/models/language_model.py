@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ritornello.cells import Cell
 from ritornello.errors import ArgumentError
-from ritornello.nn import Stack
+from ritornello.nn import Dropout, Stack
 
 
 class LanguageModel(nn.Module):
@@ -61,7 +61,7 @@ class LanguageModel(nn.Module):
                 raise ArgumentError(f"LanguageModel: {name} must be a positive integer, not {size!r}.")
         self.embed = nn.Embedding(vocabulary, embedding)
         self.stack = Stack.of(cell, embedding, hidden, layers=layers, dropout=dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(self.stack.output_size, vocabulary)
         self.tied = tied and self.stack.output_size == embedding
         if self.tied:

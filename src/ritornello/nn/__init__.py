@@ -3,6 +3,7 @@
 from ritornello.nn.bidirectional import Bidirectional
 from ritornello.nn.cells import GRUCell, LSTMCell, RNNCell
 from ritornello.nn.compose import Residual, Stack
+from ritornello.nn.dropout import Dropout
 from ritornello.nn.feedback import Fed, Feedback
 from ritornello.nn.network import Context, Network
 from ritornello.nn.onnx import from_onnx, to_onnx
@@ -18,6 +19,7 @@ __all__ = [
     "RNN",
     "Bidirectional",
     "Context",
+    "Dropout",
     "Fed",
     "Feedback",
     "GRUCell",

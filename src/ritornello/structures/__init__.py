@@ -3,7 +3,7 @@
 from ritornello.structures.acyclic import Acyclic
 from ritornello.structures.chain import chain
 from ritornello.structures.graph import Graphs
-from ritornello.structures.reshape import binarise, collapse, preorder
+from ritornello.structures.reshape import binarise, collapse, preorder, spans, subtree_sizes
 from ritornello.structures.schedule import Level, Schedule, from_rows, to_rows
 from ritornello.structures.segment import is_chain, row_entries, row_levels, row_sources, segments
 from ritornello.structures.tree import Forest, forest
@@ -25,5 +25,7 @@ __all__ = [
     "row_levels",
     "row_sources",
     "segments",
+    "spans",
+    "subtree_sizes",
     "to_rows",
 ]

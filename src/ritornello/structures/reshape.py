@@ -11,6 +11,37 @@ from ritornello.structures.tree import Forest
 SIDES = ("left", "right")
 
 
+def subtree_sizes(forest: Forest) -> np.ndarray:
+    """(nodes,) how many nodes there are from each node down, itself among them.
+
+    >>> subtree_sizes(Forest.from_depths([0, 1, 2, 1])).tolist()
+    [4, 2, 1, 1]
+    """
+    sizes = np.ones(forest.nodes, np.int64)
+    for nodes, ancestors in doublings(forest.above):
+        np.add.at(sizes, ancestors, sizes[nodes])
+    return sizes
+
+
+def spans(forest: Forest) -> tuple[np.ndarray, np.ndarray]:
+    """The leaves below each node: where they begin among all leaves, and how many they are.
+
+    Raises:
+        ArgumentError: nodes that do not stand in the order of opening brackets.
+
+    Example:
+        >>> starts, lengths = spans(Forest.from_depths([0, 1, 1, 2, 2, 0]))
+        >>> starts.tolist(), lengths.tolist()
+        ([0, 0, 1, 1, 2, 3], [3, 1, 2, 1, 1, 1])
+    """
+    order, _ = preorder(forest)
+    if not (order == np.arange(forest.nodes)).all():
+        raise ArgumentError("Spans are of trees whose nodes stand in the order of opening brackets, parents first.")
+    before = np.append(0, (forest.heights == 0).cumsum())
+    starts = before[:-1]
+    return starts, before[order + subtree_sizes(forest)] - starts
+
+
 def preorder(forest: Forest) -> tuple[np.ndarray, np.ndarray]:
     """The nodes in the order of opening brackets, parents first and children by their slots, tree after tree.
 
@@ -23,10 +54,7 @@ def preorder(forest: Forest) -> tuple[np.ndarray, np.ndarray]:
         >>> nodes.tolist(), depths.tolist()
         ([4, 2, 3, 0, 1], [0, 1, 1, 2, 2])
     """
-    above = forest.above
-    sizes = np.ones(forest.nodes, np.int64)  # of subtrees
-    for nodes, ancestors in doublings(above):
-        np.add.at(sizes, ancestors, sizes[nodes])
+    above, sizes = forest.above, subtree_sizes(forest)
     children = np.flatnonzero(above >= 0)
     children = children[np.lexsort((forest.slots[children], above[children]))]
     ends = sizes[children].cumsum()

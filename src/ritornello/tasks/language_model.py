@@ -64,6 +64,8 @@ class LanguageModelTask:
         DataError: the training part is too short for so many lanes.
     """
 
+    criterion = "valid_loss"
+
     def __init__(self, corpus: Corpus, window: int, batch: int, seed: int, valid_tokens: int = 0) -> None:
         self.corpus = corpus
         self.window = window

@@ -25,7 +25,7 @@ class Progress:
         epoch, window: passes over the training part that are complete, and windows done in the one that is not.
         seconds: wall time spent, evaluations included.
         evaluations: how many there were.
-        best_loss, best_step: the best validation loss, and when it was.
+        best_score, best_step: the best validation score (the smallest of what the task judges by), and when it was.
         waiting: evaluations in a row without a better one.
         scale: what plateaus have left of the learning rate.
         loss_sum, tokens: summed training loss and tokens since the last evaluation, for its report.
@@ -39,7 +39,7 @@ class Progress:
     window: int = 0
     seconds: float = 0.0
     evaluations: int = 0
-    best_loss: float = float("inf")
+    best_score: float = float("inf")
     best_step: int = 0
     waiting: int = 0
     scale: float = 1.0

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 
 from ritornello.errors import ArgumentError, RunError, nearest
 
-OPTIMISERS = ("adamw", "adam", "rmsprop", "sgd")
+OPTIMISERS = ("adamw", "adam", "adagrad", "rmsprop", "sgd")
 SCHEDULES = ("cosine", "constant", "plateau")
 CLIP_GROUPS = ("all", "group", "tensor")
 PRECISIONS = ("float32", "bfloat16")
@@ -30,7 +30,7 @@ class TrainingConfig:
         batch: sequences that are trained side by side.
         accumulate: batches that make one update together, each token counting alike; 0 takes the whole epoch
             (full-batch descent).
-        optimiser: adamw (Loshchilov & Hutter 2019), adam, rmsprop or sgd.
+        optimiser: adamw (Loshchilov & Hutter 2019), adam, adagrad (Duchi et al. 2011), rmsprop or sgd.
         lr: the highest learning rate.
         momentum: of sgd and rmsprop.
         beta1: of adam and adamw, for the mean of gradients.

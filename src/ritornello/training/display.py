@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -22,10 +23,19 @@ class Display:
     Args:
         console: where to; standard error by default, so that what a command prints can be piped.
         every: least seconds between two refreshes of the bar.
+        unit: what is counted: tokens, nodes.
+        shares: scores between 0 and 1 to tell beside the loss: their names in the row, and in the line.
     """
 
-    def __init__(self, console: Console | None = None, every: float = 0.1) -> None:
+    def __init__(
+        self,
+        console: Console | None = None,
+        every: float = 0.1,
+        unit: str = "tokens",
+        shares: Mapping[str, str] | None = None,
+    ) -> None:
         self.console = console or Console(stderr=True)
+        self._unit, self._shares = unit, dict(shares or {})
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -71,14 +81,16 @@ class Display:
         began, from_fraction = self._began
         left = (now - began) * (1 - fraction) / max(fraction - from_fraction, 1e-9)
         rate = self._tokens / max(now - began, 1e-9)
-        note = f"loss {self._loss:.3f} · {rate:,.0f} tokens/s · {clock(left)} left"
+        note = f"loss {self._loss:.3f} · {rate:,.0f} {self._unit}/s · {clock(left)} left"
         self._show(f"step {progress.step}", fraction, note)
 
     def evaluated(self, row: dict[str, Any], best: bool) -> None:
         """After each evaluation."""
         self.console.print(
             f"step {row['step']:>6} · {clock(row['seconds'])} · train {row['train_loss']:.4f} · "
-            f"valid {row['valid_loss']:.4f} nats · {row['tokens_per_second']:,.0f} tokens/s"
+            f"valid {row['valid_loss']:.4f} nats · "
+            + "".join(f"{told} {row[name]:.1%} · " for name, told in self._shares.items())
+            + f"{row['tokens_per_second']:,.0f} {self._unit}/s"
             + (" · best so far" if best else ""),
             highlight=False,
             soft_wrap=True,

@@ -26,7 +26,13 @@ CHECKPOINT_SECONDS = 60.0
 
 
 class Task(Protocol):
-    """What the loop asks of a task."""
+    """What the loop asks of a task.
+
+    Attributes:
+        criterion: the name of the validation score that is to be small: the weights with the smallest are kept.
+    """
+
+    criterion: str
 
     def windows(self) -> int:
         """Batches in an epoch."""
@@ -140,7 +146,7 @@ def train(
                 progress.seconds += time.monotonic() - before
                 before = time.monotonic()
                 check_finite(row["valid_loss"], progress)
-                best = keep_score(run, model, progress, row)
+                best = keep_score(run, model, progress, row, row[task.criterion])
                 log.write(row)
                 checkpoint()
                 if watch:
@@ -184,10 +190,10 @@ def evaluate(task: Task, model: nn.Module, progress: Progress, per_epoch: int) -
     return row
 
 
-def keep_score(run: Run, model: nn.Module, progress: Progress, row: dict[str, Any]) -> bool:
+def keep_score(run: Run, model: nn.Module, progress: Progress, row: dict[str, Any], score: float) -> bool:
     """Keeps the weights if they are the best so far; counts the evaluations since, for patience and plateaus."""
-    if row["valid_loss"] < progress.best_loss:
-        progress.best_loss, progress.best_step, progress.waiting = row["valid_loss"], progress.step, 0
+    if score < progress.best_score:
+        progress.best_score, progress.best_step, progress.waiting = score, progress.step, 0
         write_tensors(run.model_file, weights(model), {"step": progress.step, "valid_loss": row["valid_loss"]})
         return True
     progress.waiting += 1

@@ -1,0 +1,95 @@
+"""Classifiers of trees: a label for every node, read from the words below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ritornello.engine.unfold import Unfold
+from ritornello.errors import ArgumentError
+from ritornello.nn import Dropout
+from ritornello.structures import Forest, spans
+
+
+class TreeClassifier(nn.Module):
+    r"""Word vectors at the leaves, a cell unfolded over the tree, a softmax at every node.
+
+    .. math:: p(y \mid \text{node}) = \mathrm{softmax}(W h + b)
+
+    Socher et al. (2013); Tai, Socher & Manning (2015), section 4.1.
+
+    Args:
+        vocabulary: how many words there are.
+        labels: how many labels.
+        cell: a `Cell` class, or any function of (input_size, hidden_size) that makes one: a cell for trees, or one that
+            sums over its predecessors.
+        embedding: features of a word's vector.
+        hidden: features of a node's state.
+        dropout: share zeroed, in training, of the word vectors and before the softmax.
+        sparse: give the word vectors a sparse gradient, of those words alone that were read.
+
+    Shapes:
+        words (leaves,) integers, in the order of the leaves; logits (nodes, labels).
+
+    Raises:
+        ArgumentError: a size that is no positive integer, or a dropout outside 0 to 1.
+
+    Example:
+        >>> import ritornello as rit
+        >>> model = TreeClassifier(9, 5, rit.cells.TreeLSTM, embedding=3, hidden=4)
+        >>> model(Forest.from_parents([[2, 2, -1]]), torch.tensor([7, 8])).shape
+        torch.Size([3, 5])
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        labels: int,
+        cell: Callable[[int, int], nn.Module],
+        *,
+        embedding: int,
+        hidden: int,
+        dropout: float = 0.0,
+        sparse: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, size in (("vocabulary", vocabulary), ("labels", labels), ("embedding", embedding)):
+            if not isinstance(size, int) or size < 1:
+                raise ArgumentError(f"{type(self).__name__}: {name} must be a positive integer, not {size!r}.")
+        self.embed = nn.Embedding(vocabulary, embedding, sparse=sparse)
+        nn.init.uniform_(self.embed.weight, -0.05, 0.05)
+        self.unfold = Unfold(cell(embedding, hidden))
+        self.dropout = Dropout(dropout)
+        self.output = nn.Linear(self.unfold.output_size, labels)
+
+    def forward(self, trees: Forest, words: Tensor) -> Tensor:
+        """The logits of each node's label."""
+        x = self.dropout(self.embed(words))
+        nodes, _ = self.unfold.over(trees, x, inputs="leaves")
+        return self.output(self.dropout(nodes))
+
+
+class SpanClassifier(TreeClassifier):
+    """The same task without the tree: a node is the sequence of its words, and the cell reads them one by one.
+
+    The sequential baseline of Tai, Socher & Manning (2015), section 5.1: it is trained on the phrases that nodes span.
+
+    Arguments, shapes and errors as `TreeClassifier`'s; the cell is one for chains.
+
+    Example:
+        >>> import ritornello as rit
+        >>> model = SpanClassifier(9, 5, rit.LSTM, embedding=3, hidden=4)
+        >>> model(Forest.from_parents([[-1, 0, 0]]), torch.tensor([7, 8])).shape
+        torch.Size([3, 5])
+    """
+
+    def forward(self, trees: Forest, words: Tensor) -> Tensor:
+        starts, lengths = spans(trees)
+        time = int(lengths.max(initial=0))
+        reach = np.minimum(starts + np.arange(time)[:, None], max(len(words) - 1, 0))  # padding reads any word
+        x = self.dropout(self.embed(words[torch.from_numpy(reach).to(words.device)]))
+        _, last = self.unfold(x, lengths=torch.from_numpy(lengths))
+        return self.output(self.dropout(last[0]))

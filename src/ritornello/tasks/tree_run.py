@@ -1,0 +1,181 @@
+"""A trained model of trees in use: it labels trees and is scored on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ritornello.data.brackets import format_trees, parse_trees, read_trees
+from ritornello.data.trees import Trees
+from ritornello.data.vocabulary import Vocabulary
+from ritornello.errors import DataError
+from ritornello.models.tree import TreeClassifier
+from ritornello.tasks.tree_config import TreesConfig
+from ritornello.training.run import Run
+
+SENTIMENT = ("0", "1", "2", "3", "4")  # very negative to very positive
+SIDE_BY_SIDE = 256
+PARTS = ("train", "valid", "test")
+
+
+class Reading:
+    """How a model reads trees: their shape, its words, its classes.
+
+    Args:
+        config: of the trees.
+        labels: all labels that there are.
+        vocabulary: the words that it knows.
+    """
+
+    def __init__(self, config: TreesConfig, labels: Sequence[str], vocabulary: Vocabulary) -> None:
+        self.config, self.labels, self.vocabulary = config, tuple(labels), vocabulary
+        self.groups = [tuple(group.split()) for group in config.classes]
+        self.classes = tuple(" ".join(group) for group in self.groups) or self.labels
+
+    def __call__(self, trees: Trees) -> Trees:
+        """The same trees with ids for words and classes for labels.
+
+        Raises:
+            DataError: a label that the model does not have.
+        """
+        trees = arranged(trees, self.config).encoded(self.vocabulary)
+        trees = trees.relabelled(self.labels) if trees.label_names else replace(trees, label_names=self.labels)
+        return trees.grouped(self.groups) if self.groups else trees
+
+
+def arranged(trees: Trees, config: TreesConfig) -> Trees:
+    """The trees in the shape that the configuration asks for."""
+    if config.collapse:
+        trees = trees.collapsed()
+    return trees.binarised(config.binarise) if config.binarise else trees
+
+
+def logits_of(model: nn.Module, trees: Trees) -> Iterator[tuple[Trees, Tensor]]:
+    """Some trees at a time, and their nodes' logits."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(trees), SIDE_BY_SIDE):
+            part = trees[start : start + SIDE_BY_SIDE]
+            words = torch.from_numpy(part.words[part.forest.leaves]).to(device)
+            yield part, model(part.forest, words).float().cpu()
+    model.train(training)
+
+
+def scores(model: nn.Module, trees: Trees) -> dict[str, float]:
+    """How well a model labels trees.
+
+    Returns:
+        loss, in nats a labelled node; root and node, the shares of labelled roots and of all labelled nodes whose
+        likeliest label is theirs; with the five classes of sentiment also binary, the share of the roots that are not
+        neutral whose side has the larger probability; trees and nodes, how many had a label.
+    """
+    loss, right, binary, nodes, roots = 0.0, np.zeros(2), [], 0, 0
+    for part, logits in logits_of(model, trees):
+        labels = torch.from_numpy(part.labels)
+        known, top = labels >= 0, torch.from_numpy(part.forest.roots)
+        loss += float(F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum"))
+        hits = (logits.argmax(-1) == labels) & known
+        right += [int(hits[top].sum()), int(hits.sum())]
+        nodes, roots = nodes + int(known.sum()), roots + int(known[top].sum())
+        if trees.label_names == SENTIMENT:
+            sided = top[(labels[top] >= 0) & (labels[top] != 2)]
+            share = logits[sided].softmax(-1)
+            binary += ((share[:, 3:].sum(-1) > share[:, :2].sum(-1)) == (labels[sided] > 2)).tolist()
+    found = {"loss": loss / max(nodes, 1), "root": right[0] / max(roots, 1), "node": right[1] / max(nodes, 1)}
+    if binary:
+        found["binary"] = sum(binary) / len(binary)
+    return {name: float(value) for name, value in found.items()} | {"trees": roots, "nodes": nodes}
+
+
+class TreeModelRun:
+    """A trained model of trees: labels them and is scored. Made by `train` or `ritornello.load`.
+
+    Attributes:
+        run: its folder and configuration.
+        model: the network.
+        read: how it reads trees.
+        interrupted: whether Ctrl-C ended its training early.
+    """
+
+    def __init__(self, run: Run, model: TreeClassifier, read: Reading) -> None:
+        self.run, self.model, self.read = run, model, read
+        self.interrupted = False
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the labels that it gives."""
+        return self.read.classes
+
+    def parts(self) -> list[str]:
+        """Which parts of the run's own trees there are."""
+        return [part for part in PARTS if (self.run.path / f"{part}.txt").exists()]
+
+    def evaluate(self, trees: str | Path | Sequence[str | Path]) -> dict[str, float]:
+        """Scores files or folders of labelled trees, or a part of the run's own.
+
+        Args:
+            trees: paths, or "train", "valid" or "test".
+
+        Returns:
+            loss, root, node, and for five classes of sentiment binary: see `scores`.
+
+        Raises:
+            DataError: a file that is missing or malformed, or a label that the model does not have.
+        """
+        if isinstance(trees, str) and trees in PARTS:
+            if trees not in self.parts():
+                raise DataError(f"{self.run.path} has no {trees} part; it has {', '.join(self.parts())}.")
+            trees = self.run.path / f"{trees}.txt"
+        return scores(self.model, self.read(read_trees(trees)))
+
+    def label(self, trees: Trees) -> tuple[Trees, np.ndarray]:
+        """Labels every node.
+
+        Returns:
+            The trees, in the shape that the model reads and with the likeliest label of each node; and the
+            probabilities (nodes, classes).
+        """
+        plain = replace(trees, labels=np.full_like(trees.labels, -1), label_names=())
+        shaped = arranged(plain, self.read.config)
+        found = [logits.softmax(-1).numpy() for _, logits in logits_of(self.model, self.read(plain))]
+        shares = np.concatenate([np.zeros((0, len(self.classes)), np.float32), *found])
+        return replace(shaped, labels=shares.argmax(-1), label_names=self.classes), shares
+
+    def predict(self, text: str) -> list[str]:
+        """Labels trees in brackets, `(not (good film))`; what labels they have already are set aside.
+
+        Args:
+            text: one or several trees. Where every bracket begins with a label that the model knows, these are labels.
+                A sentence without brackets is read as if it branched to the right.
+
+        Returns:
+            The trees with labels, a line each.
+
+        Raises:
+            DataError: brackets that do not fit, with line and column.
+        """
+        return format_trees(self.label(self.parse(text))[0])
+
+    def parse(self, text: str) -> Trees:
+        """The trees of a text, as `predict` takes them."""
+        if "(" not in text and ")" not in text:
+            words = text.split()
+            text = "".join(f"({word} " for word in words[:-1]) + "".join(words[-1:]) + ")" * (len(words) - 1)
+            return parse_trees(text if len(words) > 1 else f"({text})", labelled=False)
+        try:
+            trees = parse_trees(text)
+        except DataError:
+            return parse_trees(text, labelled=False)
+        return trees if set(trees.label_names) <= set(self.read.labels) else parse_trees(text, labelled=False)
+
+    def sentences(self, trees: Trees) -> list[str]:
+        """The words of each tree."""
+        return [" ".join(words) for words in trees.sentences()]
