@@ -18,7 +18,7 @@ import ritornello
 SOURCE = Path(ritornello.__file__).parent
 RANKS = (
     *("errors", "_core", "cells", "program", "structures", "executors", "engine", "nn"),
-    *("data", "models", "training", "tasks", "bench", "cli"),
+    *("data", "models", "pictures", "training", "tasks", "bench", "cli"),
 )
 
 

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ritornello import cells, data, engine, errors, executors, models, nn, program, structures, tasks, training
+    from ritornello import (
+        cells,
+        data,
+        engine,
+        errors,
+        executors,
+        models,
+        nn,
+        pictures,
+        program,
+        structures,
+        tasks,
+        training,
+    )
     from ritornello.cells import GRU, LSTM, Cell, Elman, total
     from ritornello.engine import Randomized, Truncated, Unfold, explain
     from ritornello.tasks import load
@@ -30,7 +43,7 @@ _HOMES = {
 }
 _MODULES = (
     *("cells", "data", "engine", "errors", "executors", "models"),
-    *("nn", "program", "structures", "tasks", "training"),
+    *("nn", "pictures", "program", "structures", "tasks", "training"),
 )
 
 __all__ = [
@@ -51,6 +64,7 @@ __all__ = [
     "load",
     "models",
     "nn",
+    "pictures",
     "program",
     "structures",
     "tasks",

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from ritornello import __version__
-from ritornello.cli import bench, evaluate, info, sample, train
+from ritornello.cli import bench, evaluate, info, predict, sample, train
 
 app = typer.Typer(
     name="rit",
-    help="Recurrent and recursive networks: train, sample, evaluate.",
+    help="Recurrent and recursive networks: train, sample, predict, evaluate.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(train.app, name="train")
 app.command("sample")(sample.sample)
+app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("info")(info.info)
 app.command("bench")(bench.bench)
@@ -36,4 +37,4 @@ def rit(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Recurrent and recursive networks: train, sample, evaluate."""
+    """Recurrent and recursive networks: train, sample, predict, evaluate."""

@@ -1,16 +1,19 @@
-"""rit evaluate: how well trained models predict a text."""
+"""rit evaluate: how well trained models predict a text, or label trees."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def evaluate(
+    context: typer.Context,
     runs: Annotated[list[str], typer.Argument(help="The runs' folders; several are set side by side.")],
-    text: Annotated[list[str], typer.Option(help="Files or folders of text.", show_default="none")] = [],  # noqa: B006
+    text: Annotated[
+        list[str], typer.Option(help="Files or folders of text, or of labelled trees.", show_default="none")
+    ] = [],  # noqa: B006
     part: Annotated[
         str, typer.Option(help="Without --text: a part of the run's own text, valid, test or train.")
     ] = "valid",
@@ -27,20 +30,27 @@ def evaluate(
     ] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
 ) -> None:
-    """Score trained models on a text: nats a token, bits per character, perplexity."""
+    """Score trained models: nats a token, bits per character and perplexity of a text; right labels of trees."""
     from rich.console import Console
 
+    from ritornello.cli.options import given
     from ritornello.cli.tables import score_table
     from ritornello.errors import ArgumentError
     from ritornello.tasks import load
 
     if part not in ("train", "valid", "test"):
         raise ArgumentError(f"--part is {part!r}; it must be train, valid or test (a file is given by --text).")
-    rows = {}
+    how = given(context, {"window": window, "lanes": lanes, "most": most})
+    rows: dict[str, dict[str, float]] = {}
+    columns: dict[str, tuple[str, str]] = {}
     for run in runs:
-        model = load(run, cell=cell or None, device=device)
-        rows[run] = model.evaluate(text or part, window=window, lanes=lanes, most=most)
+        model: Any = load(run, cell=cell or None, device=device)
+        for option in how:
+            if option not in model.scoring:
+                raise ArgumentError(f"--{option} is for texts; {run} holds a run of another task.")
+        rows[run] = model.evaluate(text or part, **how)
+        columns |= model.columns
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        Console().print(score_table(rows))
+        Console().print(score_table(rows, columns))

@@ -28,7 +28,7 @@ def _installation() -> dict[str, Any]:
     import torch
 
     from ritornello import __version__
-    from ritornello.cells import CELLS
+    from ritornello.cells import CELLS, TREE_CELLS
     from ritornello.executors import EXECUTORS
 
     return {
@@ -36,6 +36,7 @@ def _installation() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "cells": ", ".join(sorted(CELLS)),
+        "cells for trees": ", ".join(sorted(TREE_CELLS)),
         "executors": ", ".join(EXECUTORS),
     }
 

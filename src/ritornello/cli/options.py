@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Annotated, Any, get_type_hints
 
@@ -12,19 +12,25 @@ import typer
 
 
 def described(kind: type) -> dict[str, str]:
-    """What the docstring's Attributes section says of each field.
+    """What the Attributes section of the docstring, or of that of the class that it derives from, says of each field.
 
     >>> from ritornello.training.config import TrainingConfig
     >>> described(TrainingConfig)["momentum"]
     'of sgd and rmsprop.'
     """
+    found = {} if kind.__base__ in (None, object) else described(kind.__base__)
     section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
-    found = {}
     for entry in re.split(r"\n    (?=\S)", "\n" + section)[1:]:
         names, _, text = entry.partition(": ")
         for name in names.split(", "):
             found[name] = " ".join(text.split())
     return found
+
+
+def given(context: typer.Context, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in options}
+    return {name: options[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 def with_options(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from rich.table import Table
 
 
-def score_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """A row for each scored text: nats a token, bits per character, perplexity, tokens."""
+def score_table(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, tuple[str, str]]) -> Table:
+    """A row for each scored run or part.
+
+    Args:
+        rows: scores by name.
+        columns: of a score its heading and format; what no row has is left out.
+    """
+    shown = {name: column for name, column in columns.items() if any(name in row for row in rows.values())}
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
-    for title in ("nats/token", "bits/character", "perplexity", "tokens"):
-        table.add_column(title, justify="right")
-    for name, row in rows.items():
-        table.add_row(
-            name,
-            f"{row['loss']:.4f}",
-            f"{row['bits_per_character']:.4f}",
-            f"{row['perplexity']:.3f}",
-            f"{int(row['tokens']):,}",
-        )
+    for heading, _ in shown.values():
+        table.add_column(heading, justify="right")
+    for title, row in rows.items():
+        table.add_row(title, *(format(row[name], kind) if name in row else "" for name, (_, kind) in shown.items()))
     return table

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
-from ritornello.cli.options import with_options
+from ritornello.cli.options import given, with_options
 from ritornello.errors import ArgumentError
 from ritornello.tasks.language_model_config import LanguageModelConfig, TextConfig
+from ritornello.tasks.tree_config import TreeModelConfig, TreesConfig, TreeTrainingConfig
 from ritornello.training.config import TrainingConfig
 
-if TYPE_CHECKING:
-    from ritornello.tasks.language_model_run import LanguageModelRun
-
 app = typer.Typer(help="Train a model.", no_args_is_help=True, pretty_exceptions_enable=False)
+Out = Annotated[str, typer.Option(help="The run's folder.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run that is there, with its options.", show_default="off")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.", show_default="off")]
 
 
 @app.callback()
@@ -25,39 +29,41 @@ def train() -> None:
 @app.command("lm")
 @with_options(TextConfig, LanguageModelConfig, TrainingConfig)
 def language_model(
-    context: typer.Context,
-    out: Annotated[str, typer.Option(help="The run's folder.")] = "runs/lm",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run that is there, with its options.", show_default="off")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run that is there.", show_default="off")
-    ] = False,
-    **options: Any,
+    context: typer.Context, out: Out = "runs/lm", resume: Resume = False, overwrite: Overwrite = False, **options: Any
 ) -> None:
     """Train a language model: it learns to predict a text, and then writes it."""
     from ritornello.tasks import language_model as task
     from ritornello.training.display import Display
 
-    given = {name: value for name, value in options.items() if _was_given(context, name)}
+    run = _trained(task, Display(), out, resume, overwrite, given(context, options))
+    most = {"most": run.run.config["text"]["valid_tokens"]}
+    _report(run, "lm", out, most, ("rit sample {run}", "rit evaluate {run} --text FILE"))
+
+
+@app.command("tree")
+@with_options(TreesConfig, TreeModelConfig, TreeTrainingConfig)
+def tree(
+    context: typer.Context, out: Out = "runs/tree", resume: Resume = False, overwrite: Overwrite = False, **options: Any
+) -> None:
+    """Train a model of trees: it learns the labels of all nodes of bracketed trees, such as sentiment."""
+    from ritornello.tasks import tree as task
+    from ritornello.training.display import Display
+
+    display = Display(unit="nodes", shares={"valid_root": "roots", "valid_node": "nodes"})
+    run = _trained(task, display, out, resume, overwrite, given(context, options))
+    _report(run, "tree", out, {}, ("rit predict {run} '(not (very good))'", "rit evaluate {run} --text FILE"))
+
+
+def _trained(task: Any, display: Any, out: str, resume: bool, overwrite: bool, options: dict[str, Any]) -> Any:
     if resume and overwrite:
         raise ArgumentError("--resume goes on with the run and --overwrite replaces it; give one of them.")
-    with Display() as display:
+    with display:
         if resume:
-            run = task.resume(out, given=given, watch=display)
-        else:
-            run = task.train(out, overwrite=overwrite, watch=display, **given)
-    _report(run, out)
-    if run.interrupted:
-        raise typer.Exit(130)
+            return task.resume(out, given=options, watch=display)
+        return task.train(out, overwrite=overwrite, watch=display, **options)
 
 
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _report(run: LanguageModelRun, out: str) -> None:
+def _report(run: Any, verb: str, out: str, scored: Mapping[str, Any], then: tuple[str, ...]) -> None:
     """The scores, where the run lies, and what to type next."""
     from shlex import quote
 
@@ -69,11 +75,12 @@ def _report(run: LanguageModelRun, out: str) -> None:
     name = run.run.config["model"]["cell"]
     foreign = f" --cell {quote(name)}" if ":" in name else ""
     if run.interrupted:
-        console.print(f"Stopped; all is kept. Go on with: rit train lm --resume --out {out}{foreign}", soft_wrap=True)
-        return
-    most = run.run.config["text"]["valid_tokens"]
-    rows = {part: run.evaluate(part, most=most) for part in run.parts() if part != "train"}
-    console.print(score_table({f"{out} ({part})": row for part, row in rows.items()}))
+        console.print(
+            f"Stopped; all is kept. Go on with: rit train {verb} --resume --out {out}{foreign}", soft_wrap=True
+        )
+        raise typer.Exit(130)
+    rows = {f"{out} ({part})": run.evaluate(part, **scored) for part in run.parts() if part != "train"}
+    console.print(score_table(rows, run.columns))
     console.print(f"The run lies in {out}. Next:", soft_wrap=True, highlight=False)
-    console.print(f"  rit sample {out}{foreign}", soft_wrap=True, highlight=False)
-    console.print(f"  rit evaluate {out}{foreign} --text FILE", soft_wrap=True, highlight=False)
+    for command in then:
+        console.print(f"  {command.format(run=out + foreign)}", soft_wrap=True, highlight=False)

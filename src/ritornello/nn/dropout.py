@@ -12,10 +12,10 @@ _STEPS = 1 << 16
 
 
 class Dropout(nn.Module):
-    """Zeroes a share of the elements in training, and scales the others so that their mean stays (Srivastava et al. 2014).
+    """Zeroes a share of the elements in training, and scales the others, so that the mean stays.
 
-    As `torch.nn.Dropout`; on the CPU masks come from 16 random bits an element, four elements a number of torch's
-    generator, which takes a fifth of the time.
+    Srivastava et al. (2014). As `torch.nn.Dropout`; on the CPU masks come from 16 random bits an element, four elements
+    a number of torch's generator, which takes a fifth of the time.
 
     Args:
         share: to zero, 0 to 1 (exclusive); on the CPU rounded to a multiple of 1/65536.

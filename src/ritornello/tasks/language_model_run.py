@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,7 +27,17 @@ class LanguageModelRun:
         model: the network, or the n-gram model.
         tokenizer: between text and token ids.
         interrupted: whether Ctrl-C ended its training early.
+        columns: the heading and format of each score.
+        scoring: the options of `evaluate`.
     """
+
+    columns: ClassVar[dict[str, tuple[str, str]]] = {
+        "loss": ("nats/token", ".4f"),
+        "bits_per_character": ("bits/character", ".4f"),
+        "perplexity": ("perplexity", ".3f"),
+        "tokens": ("tokens", ",.0f"),
+    }
+    scoring: ClassVar[tuple[str, ...]] = ("lanes", "window", "most")
 
     def __init__(self, run: Run, model: LanguageModel | NGramModel, tokenizer: Tokenizer) -> None:
         self.run = run

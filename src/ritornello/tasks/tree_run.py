@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -103,7 +104,18 @@ class TreeModelRun:
         model: the network.
         read: how it reads trees.
         interrupted: whether Ctrl-C ended its training early.
+        columns: the heading and format of each score.
+        scoring: the options of `evaluate`.
     """
+
+    columns: ClassVar[dict[str, tuple[str, str]]] = {
+        "loss": ("nats/node", ".4f"),
+        "root": ("roots", ".1%"),
+        "node": ("all nodes", ".1%"),
+        "binary": ("roots, two sides", ".1%"),
+        "trees": ("trees", ",.0f"),
+    }
+    scoring: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, run: Run, model: TreeClassifier, read: Reading) -> None:
         self.run, self.model, self.read = run, model, read
@@ -175,7 +187,3 @@ class TreeModelRun:
         except DataError:
             return parse_trees(text, labelled=False)
         return trees if set(trees.label_names) <= set(self.read.labels) else parse_trees(text, labelled=False)
-
-    def sentences(self, trees: Trees) -> list[str]:
-        """The words of each tree."""
-        return [" ".join(words) for words in trees.sentences()]
