@@ -49,7 +49,7 @@ struct ForestLevel {
   int64_t source;       // where the level's (rows, slots) table rows begin
   int64_t first;        // number of its first row among the rows of its kind
   int64_t x;            // row of x that belongs to its first row; -1 where rows have none
-  int kind;
+  int64_t kind;
 };
 
 struct ForestLevels {

@@ -64,7 +64,7 @@ ForestStore::ForestStore(int64_t entries, std::vector<int64_t> levels, std::vect
     : source_(std::move(source)), last_(std::move(last)), owner_(std::move(owner)), slots_(std::move(slots)) {
   expect(levels.size() % 6 == 0, "a forest's levels have six numbers each");
   for (size_t i = 0; i < levels.size(); i += 6)
-    levels_.push_back({levels[i], levels[i + 1], levels[i + 2], levels[i + 3], levels[i + 4], static_cast<int>(levels[i + 5])});
+    levels_.push_back({levels[i], levels[i + 1], levels[i + 2], levels[i + 3], levels[i + 4], levels[i + 5]});
   forest_ = {entries, static_cast<int64_t>(owner_.size()), static_cast<int64_t>(levels_.size()), levels_.data(), source_.data(), last_.data(), owner_.data()};
   check();
 }
@@ -73,11 +73,12 @@ void ForestStore::check() const {
   const ForestLevels& f = forest_;
   expect(f.entries >= 0 && f.entries <= most_rows && f.rows <= most_rows, "entries and rows are counts");
   expect(static_cast<int64_t>(last_.size()) == f.entries, "a final row for each entry");
+  expect(!slots_.empty(), "rows are of some kind");
   int64_t row = 0;
   std::vector<int64_t> of_kind(slots_.size(), 0), own(1 + f.entries + f.rows, -1);  // own: of each row of the table
   for (int64_t entry = 0; entry < f.entries; ++entry) own[1 + entry] = entry;
   for (const ForestLevel& level : levels_) {
-    expect(level.kind >= 0 && level.kind < static_cast<int>(slots_.size()), "a level's kind is there");
+    expect(level.kind >= 0 && level.kind < static_cast<int64_t>(slots_.size()), "a level's kind is there");
     const int64_t slots = slots_[level.kind];
     expect(slots >= 0 && slots <= most_slots, "slots are a count");
     expect(level.start == row && level.rows >= 0 && level.rows <= f.rows - row, "levels cover the rows");

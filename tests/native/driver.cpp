@@ -1,6 +1,6 @@
 // Runs what record.py recorded, without Python and torch, so that sanitizers can watch. `make sanitize` builds it three ways.
-//   driver replay FILES           every program, schedule, instruction set, type and number of threads
-//   driver malformed N FILES      codes and levels that are wrong, N of them at random
+//   driver replay FILES           every program, structure, instruction set, type and number of threads
+//   driver malformed N FILES      codes and structures that are wrong, N of them at random
 #include <unistd.h>
 
 #include <cstdio>
@@ -46,53 +46,53 @@ bool dense_chain(const LevelInts& levels) {
 
 // With one thread and with two or four, in other layouts of memory, the bits must be the same, and right. `turn` says with how
 // many threads, and whether in segments too.
-int64_t replay_case(const Recorded& recorded, const Case& each, const rit::Code& code, const rit::Backend* backend, rit::Type type, uint64_t turn) {
-  const rit::LevelStore levels = each.levels.store();
+int64_t replay_case(const Recorded& recorded, const Case& each, const std::vector<rit::Code>& codes, const rit::Backend* backend, rit::Type type,
+                    uint64_t turn) {
   const Way one{backend, type, 1, ROWS}, two{backend, type, 2, COLUMNS, FIRST}, four{backend, type, 4, GAPS, NONE, false};
   Way other = turn % 2 ? four : two;
   int64_t runs = 1;
   Results first;
   if (!threads_watched) {
-    first = replay(recorded, each, code, levels, one);
+    first = replay(recorded, each, codes, one);
     fail(title(recorded, each, one), difference(first, each, type));
     ++runs;
   }
-  const Results results = replay(recorded, each, code, levels, other);
+  const Results results = replay(recorded, each, codes, other);
   if (threads_watched) fail(title(recorded, each, other), difference(results, each, type));
   const std::string changed = other_bits(first, results);
   fail(title(recorded, each, other), changed.empty() ? "" : ": other bits" + changed);
   if (turn / 2 % 2 && each.segments.size() > 1) {
     other.checkpointed = true;
-    fail(title(recorded, each, other), difference(replay(recorded, each, code, levels, other), each, type));
+    fail(title(recorded, each, other), difference(replay(recorded, each, codes, other), each, type));
     ++runs;
   }
-  if (turn / 2 % 2 == 0 && !recorded.gradients && code.slots == 1 && dense_chain(each.levels)) {
-    fail(title(recorded, each, one) + ", step by step", difference(replay_steps(recorded, each, code, one), each, type));
+  if (turn / 2 % 2 == 0 && !recorded.gradients && dense_chain(each.levels)) {
+    fail(title(recorded, each, one) + ", step by step", difference(replay_steps(recorded, each, codes[0], one), each, type));
     ++runs;
   }
   return runs;
 }
 
-// Every schedule on every instruction set; the types take turns, at random, so that none goes with the same schedules always.
+// Every structure on every instruction set; the types take turns, at random, so that none always goes with the same ones.
 int64_t replay_all(const Recorded& recorded, uint64_t& turn) {
-  const rit::Code code = rit::read_code(recorded.ints, recorded.constants);
+  const std::vector<rit::Code> codes = recorded.codes();
   int64_t runs = 0;
   for (const rit::Backend* backend : rit::backends())
     for (const Case& each : recorded.cases) {
       turn = turn * 6364136223846793005 + 1442695040888963407;
-      runs += replay_case(recorded, each, code, backend, static_cast<rit::Type>((turn >> 40) % rit::TYPES), turn >> 50);
+      runs += replay_case(recorded, each, codes, backend, static_cast<rit::Type>((turn >> 40) % rit::TYPES), turn >> 50);
     }
   return runs;
 }
 
 // More threads than there are rows, processors, or places in the engine.
 void many_threads(const Recorded& recorded) {
-  const rit::Code code = rit::read_code(recorded.ints, recorded.constants);
+  const std::vector<rit::Code> codes = recorded.codes();
   for (const Case& each : recorded.cases)
     for (int threads : {7, 300}) {
-      if (threads == 300 && &each != &recorded.cases[0]) continue;  // each takes its memory
+      if (threads == 300 && &each != &recorded.cases.front() && &each != &recorded.cases.back()) continue;  // each takes its memory
       const Way way{rit::backends().back(), rit::FLOAT32, threads, ROWS};
-      fail(title(recorded, each, way), difference(replay(recorded, each, code, each.levels.store(), way), each, way.type));
+      fail(title(recorded, each, way), difference(replay(recorded, each, codes, way), each, way.type));
     }
 }
 
@@ -103,10 +103,10 @@ void callers(const std::vector<Recorded>& programs) {
     threads.emplace_back([&programs, number] {
       for (size_t i = 0; i < programs.size(); ++i) {
         const Recorded& recorded = programs[(i + static_cast<size_t>(number)) % programs.size()];
-        const rit::Code code = rit::read_code(recorded.ints, recorded.constants);
+        const std::vector<rit::Code> codes = recorded.codes();
         for (const Case& each : recorded.cases) {
           const Way way{rit::backends().back(), rit::FLOAT32, 1 + number, ROWS};
-          const std::string wrong = difference(replay(recorded, each, code, each.levels.store(), way), each, way.type);
+          const std::string wrong = difference(replay(recorded, each, codes, way), each, way.type);
           if (!wrong.empty()) std::fprintf(stderr, "  called at once: %s%s\n", title(recorded, each, way).c_str(), wrong.c_str());
           if (!wrong.empty()) std::exit(1);
         }
@@ -139,20 +139,24 @@ void check_the_checker(const Recorded& recorded) {
   }
   struct Context {
     const Recorded& recorded;
+    const Case& each;
     Way way;
   };
+  const auto run = [](void* data) {
+    const auto& [recorded, each, way] = *static_cast<const Context*>(data);
+    replay(recorded, each, recorded.codes(), way);
+  };
   for (const rit::Backend* backend : rit::backends())
-    for (rit::Type type : {rit::FLOAT32, rit::FLOAT64}) {
-      Context context{recorded, {backend, type, 2, ROWS}};
-      context.way.missing_x = 1;
-      const auto run = [](void* data) {
-        const auto& [recorded, way] = *static_cast<const Context*>(data);
-        const Case& each = recorded.cases[0];
-        replay(recorded, each, rit::read_code(recorded.ints, recorded.constants), each.levels.store(), way);
-      };
-      if (in_child(run, &context).empty()) fail(title(recorded, recorded.cases[0], context.way), ": a planted overrun was not noticed");
-    }
+    for (rit::Type type : {rit::FLOAT32, rit::FLOAT64})
+      for (const Case* each : {&recorded.cases.front(), &recorded.cases.back()}) {  // chains, and a forest
+        Context context{recorded, *each, {backend, type, 2, ROWS}};
+        context.way.missing_x = 1;
+        if (in_child(run, &context).empty()) fail(title(recorded, *each, context.way), ": a planted overrun was not noticed");
+      }
 }
+
+// Of the state's first field.
+int64_t first_size(const Recorded& recorded) { return recorded.programs[0].ints[2]; }
 
 int replay_files(const std::vector<std::string>& paths) {
   std::vector<Recorded> small;
@@ -163,12 +167,12 @@ int replay_files(const std::vector<std::string>& paths) {
     if (small.empty()) check_the_checker(recorded);
     runs += replay_all(recorded, turn);
     cases += static_cast<int64_t>(recorded.cases.size());
-    if (small.empty() || (recorded.ints[2] <= 7 && small.size() < 12)) small.push_back(recorded);
+    if (small.empty() || (first_size(recorded) <= 7 && small.size() < 12)) small.push_back(recorded);
   }
   many_threads(small.back());
   callers(small);
   if (!threads_watched && !std::getenv("RITORNELLO_EMULATED")) fork_and_run(small.back());  // emulators start no threads in a forked child
-  std::printf("  %zu programs, %lld schedules, %lld runs on %zu instruction sets: %d failures\n", paths.size(), static_cast<long long>(cases),
+  std::printf("  %zu programs, %lld structures, %lld runs on %zu instruction sets: %d failures\n", paths.size(), static_cast<long long>(cases),
               static_cast<long long>(runs), rit::backends().size(), failures);
   return failures;
 }
@@ -177,7 +181,7 @@ int run_malformed(int count, const std::vector<std::string>& paths) {
   std::vector<Recorded> programs;
   for (const std::string& path : paths) {
     Recorded recorded = read_recorded(path);
-    if (recorded.ints[2] <= 17) programs.push_back(std::move(recorded));
+    if (first_size(recorded) <= 17) programs.push_back(std::move(recorded));
   }
   const int accepted = refusals();
   std::printf("  %d mistakes accepted\n", accepted);

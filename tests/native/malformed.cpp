@@ -9,6 +9,7 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <optional>
 #include <stdexcept>
 
 #include "replay.h"
@@ -103,7 +104,7 @@ int code_is(bool wanted, const char* what, const Draft& draft) {
   return refused(what, accepted, wanted);
 }
 
-int levels_are(bool wanted, const char* what, const LevelInts& ints) {
+template <class Ints> int structure_is(bool wanted, const char* what, const Ints& ints) {
   bool accepted = true;
   try {
     ints.store();
@@ -113,9 +114,15 @@ int levels_are(bool wanted, const char* what, const LevelInts& ints) {
   return refused(what, accepted, wanted);
 }
 
-}  // namespace
+// The same, changed.
+template <class Ints, class Change> int but(Ints ints, const char* what, Change change) {
+  change(ints);
+  return structure_is(false, what, ints);
+}
 
-int refusals() {
+constexpr int64_t huge = int64_t{1} << 62;
+
+int code_refusals() {
   using namespace rit;
   int bad = 0;
   bad += code_is(true, "a copy of x", copies(LOOP, OUT, X));
@@ -147,25 +154,98 @@ int refusals() {
     bad += code_is(false, "a vector's gradient from what is gone", reduction(false, space, -1));
   }
   bad += code_is(false, "a weight's gradient of one side", reduction(true, X, -1));
-
-  const LevelInts good{2, 1, {0, 2, 4}, {1, 2, 3, 4}, {5, 6}, {0, 1, 0, 1}};
-  const auto changed = [&](auto change) {
-    LevelInts ints = good;
-    change(ints);
-    return ints;
-  };
-  constexpr int64_t huge = int64_t{1} << 62;
-  bad += levels_are(true, "two chains", good);
-  bad += levels_are(true, "two chains without owners", changed([](LevelInts& l) { l.owner.clear(); }));
-  bad += levels_are(false, "a predecessor in the same level", changed([](LevelInts& l) { l.source[3] = 5; }));
-  bad += levels_are(false, "another entry's row", changed([](LevelInts& l) { l.source = {1, 2, 4, 3}; }));
-  bad += levels_are(false, "another entry's row, without owners", changed([](LevelInts& l) { l.source = {1, 2, 4, 3}, l.owner.clear(); }));
-  bad += levels_are(false, "another entry's own state", changed([](LevelInts& l) { l.source = {2, 1, 3, 4}; }));
-  bad += levels_are(false, "another entry's final row", changed([](LevelInts& l) { l.last = {6, 5}; }));
-  bad += levels_are(false, "rows past counting", changed([](LevelInts& l) { l.starts = {0, 1, huge}, l.slots = 4, l.source.clear(); }));
-  bad += levels_are(false, "rows that wrap round", changed([](LevelInts& l) { l.starts = {0, std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min()}; }));
   return bad;
 }
+
+int level_refusals() {
+  const LevelInts good{2, {0, 2, 4}, {1, 2, 3, 4}, {5, 6}};
+  int bad = structure_is(true, "two chains", good);
+  bad += structure_is(true, "two chains of one length", LevelInts{2, {0, 2, 4}, {}, {}});
+  bad += but(good, "a predecessor in the same level", [](LevelInts& l) { l.source[3] = 6; });
+  bad += but(good, "a predecessor beyond the table", [](LevelInts& l) { l.source[3] = huge; });
+  bad += but(good, "a predecessor before the table", [](LevelInts& l) { l.source[3] = -1; });
+  bad += but(good, "another entry's row", [](LevelInts& l) { l.source = {1, 2, 4, 3}; });
+  bad += but(good, "another entry's own state", [](LevelInts& l) { l.source = {2, 1, 3, 4}; });
+  bad += but(good, "rows without a source", [](LevelInts& l) { l.source.pop_back(); });
+  bad += but(good, "another entry's final row", [](LevelInts& l) { l.last = {6, 5}; });
+  bad += but(good, "a final row beyond the table", [](LevelInts& l) { l.last[1] = 7; });
+  bad += but(good, "an entry without a final row", [](LevelInts& l) { l.last.pop_back(); });
+  bad += but(good, "no levels' edges", [](LevelInts& l) { l.starts.clear(); });
+  bad += but(good, "more rows than entries", [](LevelInts& l) { l.entries = 1, l.last = {5}; });
+  bad += but(good, "levels that grow", [](LevelInts& l) { l.starts[1] = 1; });
+  bad += but(good, "a level of fewer than no rows", [](LevelInts& l) { l.starts = {0, 2, 1}; });
+  bad += but(good, "rows past counting", [](LevelInts& l) { l = {huge, {0, huge}, {}, {}}; });
+  bad += but(good, "rows that wrap round", [](LevelInts& l) { l.starts = {0, std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min()}; });
+  return bad;
+}
+
+// Two trees, each of two leaves without a state below a row with two predecessors; the first one's root is above that.
+const ForestInts two_trees{2,
+                           {0, 4, 0, 0, 0, 0, 4, 2, 0, 0, -1, 1, 6, 1, 4, 2, -1, 1},
+                           {3, 4, 5, 6, 7, 0},
+                           {9, 8},
+                           {0, 0, 1, 1, 0, 1, 0},
+                           {0, 2},
+                           {}};
+enum { START, ROW_COUNT, SOURCE, FIRST, INPUT, KIND, LEVEL_INTS };  // of a level
+
+int forest_row_refusals() {
+  int bad = structure_is(true, "two trees", two_trees);
+  bad += but(two_trees, "another entry's row", [](ForestInts& f) { f.source[1] = 5; });
+  bad += but(two_trees, "another entry's own state", [](ForestInts& f) { f.source[5] = 2; });
+  bad += but(two_trees, "a predecessor in the same level", [](ForestInts& f) { f.source[3] = 8; });
+  bad += but(two_trees, "a predecessor in a later level", [](ForestInts& f) { f.source[1] = 9; });
+  bad += but(two_trees, "a predecessor beyond the table", [](ForestInts& f) { f.source[4] = huge; });
+  bad += but(two_trees, "a predecessor before the table", [](ForestInts& f) { f.source[4] = -1; });
+  bad += but(two_trees, "rows without a source", [](ForestInts& f) { f.source.pop_back(); });
+  bad += but(two_trees, "another entry's final row", [](ForestInts& f) { f.last = {8, 9}; });
+  bad += but(two_trees, "a final row beyond the table", [](ForestInts& f) { f.last[0] = 10; });
+  bad += but(two_trees, "a final row before the table", [](ForestInts& f) { f.last[0] = -1; });
+  bad += but(two_trees, "an entry without a final row", [](ForestInts& f) { f.last.pop_back(); });
+  bad += but(two_trees, "owners that descend", [](ForestInts& f) { f.owner = {1, 1, 0, 0, 0, 1, 0}; });
+  bad += but(two_trees, "an owner who is not there", [](ForestInts& f) { f.owner[3] = 2; });
+  bad += but(two_trees, "an owner before the first", [](ForestInts& f) { f.owner[0] = -1; });
+  bad += but(two_trees, "more owners than rows", [](ForestInts& f) { f.owner.push_back(1); });
+  bad += but(two_trees, "fewer owners than rows", [](ForestInts& f) { f.owner.pop_back(); });
+  bad += but(two_trees, "entries past counting", [](ForestInts& f) { f.entries = huge; });
+  bad += but(two_trees, "fewer than no entries", [](ForestInts& f) { f.entries = -1; });
+  return bad;
+}
+
+// A change to one number of one level.
+int level_but(const char* what, int level, int number, int64_t value) {
+  return but(two_trees, what, [=](ForestInts& f) { f.levels[level * LEVEL_INTS + number] = value; });
+}
+
+int forest_level_refusals() {
+  int bad = level_but("a level that begins late", 1, START, 5);
+  bad += level_but("a level that begins early", 1, START, 3);
+  bad += level_but("a level that ends early", 2, ROW_COUNT, 0);
+  bad += level_but("a level that ends late", 2, ROW_COUNT, 2);
+  bad += level_but("a level of fewer than no rows", 1, ROW_COUNT, -1);
+  bad += level_but("rows past counting", 1, ROW_COUNT, huge);
+  bad += level_but("sources beyond the array", 2, SOURCE, 5);
+  bad += level_but("sources past counting", 2, SOURCE, huge);
+  bad += level_but("sources before the array", 1, SOURCE, -1);
+  bad += level_but("rows of a kind that are skipped", 2, FIRST, 3);
+  bad += level_but("rows of a kind that are numbered twice", 2, FIRST, 0);
+  bad += level_but("another kind's numbers", 1, FIRST, 4);
+  bad += level_but("inputs before the first", 0, INPUT, -2);
+  bad += level_but("inputs past counting", 0, INPUT, huge);
+  bad += level_but("a kind beyond the last", 2, KIND, 2);
+  bad += level_but("a kind before the first", 0, KIND, -1);
+  bad += level_but("a kind that is 0 in 32 bits", 0, KIND, int64_t{1} << 32);
+  bad += but(two_trees, "a level cut off", [](ForestInts& f) { f.levels.pop_back(); });
+  bad += but(two_trees, "a level left out", [](ForestInts& f) { f.levels.resize(2 * LEVEL_INTS); });
+  bad += but(two_trees, "more slots than there may be", [](ForestInts& f) { f.slots[1] = rit::most_slots + 1; });
+  bad += but(two_trees, "fewer than no slots", [](ForestInts& f) { f.slots[0] = -1; });
+  bad += but(two_trees, "no kinds", [](ForestInts& f) { f = {1, {}, {}, {1}, {}, {}, {}}; });
+  return bad;
+}
+
+}  // namespace
+
+int refusals() { return code_refusals() + level_refusals() + forest_row_refusals() + forest_level_refusals(); }
 
 // --- random changes
 
@@ -184,10 +264,9 @@ struct Random {
 };
 
 struct Mutant {
-  const Recorded* program;
-  const Case* each;
-  Integers ints;
-  LevelInts levels;
+  const Recorded* recorded;
+  Case each;
+  std::vector<Integers> ints;  // of its programs
   std::string text;
 };
 
@@ -220,34 +299,45 @@ void change(Random& random, Integers& ints, const char* name, std::string& text)
           (what == 0 ? " removed" : what == 2 ? " cut off" : (what == 1 ? " preceded by " : " -> ") + std::to_string(ints[at]));
 }
 
+struct Named {
+  const char* name;
+  Integers* ints;
+};
+
+std::vector<Named> arrays_of(Case& each) {
+  ForestInts& f = each.forest;
+  if (each.has_forest()) return {{"levels", &f.levels}, {"source", &f.source}, {"last", &f.last}, {"owner", &f.owner}, {"slots", &f.slots}};
+  LevelInts& l = each.levels;
+  return {{"starts", &l.starts}, {"source", &l.source}, {"last", &l.last}};
+}
+
+void change_structure(Random& random, Case& each, std::string& text) {
+  const std::vector<Named> arrays = arrays_of(each);
+  const size_t which = static_cast<size_t>(random.below(static_cast<int64_t>(arrays.size()) + 1));
+  if (which < arrays.size()) return change(random, *arrays[which].ints, arrays[which].name, text);
+  int64_t& entries = each.has_forest() ? each.forest.entries : each.levels.entries;
+  entries = other_number(random, {entries / 2}, entries);
+  text += " entries -> " + std::to_string(entries);
+}
+
 Mutant mutant(const std::vector<Recorded>& programs, uint64_t seed) {
   Random random{seed};
-  const Recorded& program = programs[random.below(static_cast<int64_t>(programs.size()))];
-  const Case& each = program.cases[random.below(static_cast<int64_t>(program.cases.size()))];
-  Mutant made{&program, &each, program.ints, each.levels, program.name + " " + each.name + ":"};
-  const bool of_levels = random.below(4) == 0;
+  const Recorded& recorded = programs[random.below(static_cast<int64_t>(programs.size()))];
+  const Case& each = recorded.cases[random.below(static_cast<int64_t>(recorded.cases.size()))];
+  Mutant made{&recorded, each, {}, recorded.name + " " + each.name + ":"};
+  for (const Program& program : recorded.programs) made.ints.push_back(program.ints);
+  const bool of_structure = random.below(each.has_forest() ? 2 : 4) == 0;
+  const int64_t which = random.below(static_cast<int64_t>(made.ints.size()));
   for (int64_t changes = 1 + random.below(3); changes > 0; --changes) {
-    LevelInts& l = made.levels;
-    if (!of_levels) change(random, made.ints, "ints", made.text);
-    else if (const int64_t which = random.below(6); which == 4) {
-      l.entries = other_number(random, l.starts, l.entries);
-      made.text += " entries -> " + std::to_string(l.entries);
-    } else if (which == 5) {
-      l.slots = static_cast<int>(other_number(random, l.starts, l.slots));
-      made.text += " slots -> " + std::to_string(l.slots);
-    } else {
-      Integers* const arrays[] = {&l.starts, &l.source, &l.last, &l.owner};
-      const char* const names[] = {"starts", "source", "last", "owner"};
-      change(random, *arrays[which], names[which], made.text);
-    }
+    if (of_structure) change_structure(random, made.each, made.text);
+    else change(random, made.ints[which], ("ints" + std::to_string(which)).c_str(), made.text);
   }
   return made;
 }
 
 // What the caller is to see to: the integers say nothing of it.
-bool fits(const Recorded& program, const Code& code, const rit::LevelStore& levels) {
-  const auto& parameters = program.parameters;
-  if (code.parameters > static_cast<int>(parameters.size()) || (levels.slots() != code.slots)) return false;
+bool parameters_fit(const std::vector<Parameter>& parameters, const Code& code) {
+  if (code.parameters > static_cast<int>(parameters.size())) return false;
   for (const rit::Pack& pack : code.packs)
     for (int i = 0; i < pack.part_count; ++i) {
       const rit::PackPart& part = code.parts[pack.parts + i];
@@ -265,31 +355,80 @@ bool fits(const Recorded& program, const Code& code, const rit::LevelStore& leve
   return true;
 }
 
+bool names_input(const Code& code) {
+  const auto is_input = [](int space) { return space == rit::X || space == rit::DX; };
+  bool found = false;
+  for (const std::vector<rit::Step>& routine : code.routines)
+    for (const rit::Step& step : routine) found |= step.product && (is_input(step.start.space) || is_input(step.out.space));
+  for (const rit::Instruction& i : code.instructions) found |= is_input(i.out.space) || is_input(i.a.space) || is_input(i.b.space) || is_input(i.c.space);
+  for (const rit::Left& left : code.lefts) found |= is_input(left.space);
+  for (const rit::Reduction& each : code.reductions) found |= is_input(each.left.space) || is_input(each.right.space);
+  return found;
+}
+
+bool kinds_fit(const std::vector<Code>& codes, const Integers& programs, const rit::ForestStore& store) {
+  if (store.slots().size() != programs.size()) return false;
+  for (size_t k = 0; k < programs.size(); ++k)
+    if (codes[programs[k]].slots != store.slots()[k]) return false;
+  for (const Code& code : codes)
+    if (code.sizes != codes[0].sizes || code.input != codes[0].input) return false;
+  const rit::ForestLevels& forest = store.forest();
+  for (const rit::ForestLevel* level = forest.levels; level < forest.levels + forest.count; ++level)
+    if (level->x < 0 && names_input(codes[programs[level->kind]])) return false;
+  return true;
+}
+
+// How many rows a structure has, of entries, of its own and of x; none if the codes do not fit it.
+struct Extent {
+  int64_t entries, rows, x_rows;
+};
+
+std::optional<Extent> fitted(const Mutant& made, const std::vector<Code>& codes) {
+  for (size_t i = 0; i < codes.size(); ++i)
+    if (!parameters_fit(made.recorded->programs[i].parameters, codes[i])) return {};
+  if (!made.each.has_forest()) {
+    const rit::LevelStore store = made.each.levels.store();
+    const rit::Levels& levels = store.levels();
+    return codes[0].slots == 1 ? std::optional<Extent>({levels.entries, levels.rows, levels.rows}) : std::nullopt;
+  }
+  const rit::ForestStore store = made.each.forest.store();
+  const rit::ForestLevels& forest = store.forest();
+  return kinds_fit(codes, made.each.forest.programs, store) ? std::optional<Extent>({forest.entries, forest.rows, rows_of_x(forest)}) : std::nullopt;
+}
+
 // Whether it can be run in the memory of a test.
-bool small(const Code& code, const rit::Levels& levels) {
-  double elements = code.const_size + 8. * code.temp_size + 64. * 8 * code.scratch_size, row = 4. * code.input + 2. * code.frame_size + code.scratch_size;
-  for (int size : code.sizes) row += size * (8. + 2. * code.slots);
-  for (const rit::Pack& pack : code.packs) elements += (pack.size + 64.) * pack.depth;
-  for (const rit::Reduction& each : code.reductions) elements += 600. * each.right.size;
-  return elements + row * (static_cast<double>(levels.rows) + 3. * static_cast<double>(levels.entries) + 1) < 1 << 23;
+bool small(const std::vector<Code>& codes, const Extent& extent) {
+  const auto [entries, rows, x_rows] = extent;
+  double elements = 0;
+  for (const Code& code : codes) {
+    double row = 4. * code.input + 2. * code.frame_size + code.scratch_size, states = 0;
+    for (int size : code.sizes) states += size * (8. + 2. * code.slots);
+    elements += code.const_size + 8. * code.temp_size + 64. * 8 * (code.scratch_size + code.frame_size + states);
+    for (const rit::Pack& pack : code.packs) elements += (pack.size + 64.) * pack.depth;
+    for (const rit::Reduction& each : code.reductions) elements += 600. * each.right.size;
+    elements += (row + states) * (static_cast<double>(std::max(rows, x_rows)) + 3. * static_cast<double>(entries) + 1);
+  }
+  return elements < 1 << 23;
 }
 
 enum Outcome { WAITING, REFUSED, ILL_FITTING, LARGE, RUN, RUNNING, OUTCOMES };
 
 Outcome attempt(const Mutant& made, uint64_t seed, char& outcome) {
   try {
-    const Code code = rit::read_code(made.ints, made.program->constants);
-    const rit::LevelStore levels = made.levels.store();
-    if (!fits(*made.program, code, levels)) return ILL_FITTING;
-    if (!small(code, levels.levels())) return LARGE;
+    std::vector<Code> codes;
+    for (size_t i = 0; i < made.ints.size(); ++i) codes.push_back(rit::read_code(made.ints[i], made.recorded->programs[i].constants));
+    const std::optional<Extent> extent = fitted(made, codes);
+    if (!extent) return ILL_FITTING;
+    if (!small(codes, *extent)) return LARGE;
     outcome = RUNNING;
     const auto& backends = rit::backends();
-    const Way way{backends[seed % backends.size()], seed % 3 ? rit::FLOAT32 : rit::FLOAT64, 1 + static_cast<int>(seed % 4), static_cast<Layout>(seed % LAYOUTS)};
-    Recorded program = *made.program;
-    program.wants_x = true;
-    Case each = *made.each;
+    const rit::Type type = seed % 3 ? rit::FLOAT32 : rit::FLOAT64;
+    const Way way{backends[seed % backends.size()], type, 1 + static_cast<int>(seed % 4), static_cast<Layout>(seed % LAYOUTS)};
+    Recorded recorded = *made.recorded;
+    recorded.wants_x = true;
+    Case each = made.each;
     each.d_out_given.assign(each.d_out_given.size(), true);
-    replay(program, each, code, levels, way);
+    replay(recorded, each, codes, way);
   } catch (const std::invalid_argument&) {
     return REFUSED;
   }
@@ -345,7 +484,7 @@ int mutations(const std::vector<Recorded>& programs, int count, uint64_t seed) {
     ++ended;
   }
   const auto number = [&](Outcome outcome) { return static_cast<int>(std::count(outcomes, outcomes + count, outcome)); };
-  std::printf("  %d mutants: %d refused, %d accepted and run, %d for other parameters or levels, %d too large, %d not tried; %d ended badly\n", count,
+  std::printf("  %d mutants: %d refused, %d accepted and run, %d for other parameters or structures, %d too large, %d not tried; %d ended badly\n", count,
               number(REFUSED), number(RUN), number(ILL_FITTING), number(LARGE), number(WAITING), ended);
   for (const auto& [name, ending] : endings) std::printf("--- %d times: %s\n%s\n", ending.first, name.c_str(), ending.second.substr(0, 2500).c_str());
   munmap(outcomes, count);

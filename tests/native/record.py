@@ -2,8 +2,9 @@
 
     python tests/native/record.py FOLDER
 
-A file holds one program, lowered for one kind of run, and several schedules; driver.cpp reads it. Expected values come
-from the reference executor in float64. Inputs are multiples of 1/1024, so that they are the same in float32.
+A file holds one program, or those of several kinds of rows, lowered for one kind of run, and several structures;
+driver.cpp reads it. Expected values come from the reference executor in float64. Inputs are multiples of 1/1024, so
+that they are the same in float32.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -22,11 +24,13 @@ from torch import Tensor, nn
 import ritornello as rit
 from ritornello.cells import Cell, total
 from ritornello.executors.chains import core_levels, core_segments
+from ritornello.executors.plan import Kind, Plan
 from ritornello.executors.program_cell import ProgramCell
 from ritornello.executors.reference import ReferenceExecutor
-from ritornello.executors.request import Request
+from ritornello.executors.request import Request, Result
 from ritornello.program import (
     Builder,
+    Code,
     Joint,
     Program,
     Wants,
@@ -207,17 +211,21 @@ class Weight(nn.Module):
 
 
 class Recorded(NamedTuple):
-    """A cell's program for some number of predecessors.
+    """A cell's programs for rows of some kinds.
 
     Attributes:
+        programs: all for the same state; chains run the first.
+        kinds: the program of each kind of a forest's rows. Levels are of one kind after the other, in turn.
+        state: the type of the state.
         real: whether the cell itself can be run for comparison.
         forward_only: it has no derivative.
     """
 
     name: str
     cell: nn.Module
-    program: Program
-    kind: Any
+    programs: tuple[Program, ...]
+    kinds: tuple[int, ...]
+    state: Any
     real: bool
     forward_only: bool = False
 
@@ -241,11 +249,16 @@ def cells() -> Iterator[Recorded]:
                 for parameter in cell.parameters():
                     parameter.copy_(quantised(*parameter.shape, scale=0.5 / hidden**0.5))
             traced = trace(cell, inputs, cell.state_sizes, torch.zeros((), dtype=F64))
+            plan = Plan(simplify(unroll(traced, 1)), traced)
             slots = (1, 2, 3) if name == "lstm" and hidden == 17 else (1, 2) if hidden == 7 else (1,)
             for count in slots:
                 title = f"{name}-{inputs}-{hidden}" + (f"-{count}slots" if count > 1 else "")
-                program = simplify(unroll(traced, count))
-                yield Recorded(title, cell, program, cell.State, real=name != "dropout")
+                program = plan.of_kind(Kind(count)).program
+                yield Recorded(title, cell, (program,), (0, 0), cell.State, real=name != "dropout")
+            if len(slots) > 1:
+                mixed = tuple(plan.of_kind(kind).program for kind in (Kind(0), Kind(2, input=False), Kind(1)))
+                title = f"{name}-{inputs}-{hidden}-mixed"
+                yield Recorded(title, cell, mixed, (0, 1, 2), cell.State, real=name != "dropout")
     for size in (1, 7, 17, 33):
         for differentiable in (True, False):
             cell = Weight(size).double()
@@ -253,10 +266,14 @@ def cells() -> Iterator[Recorded]:
             program = element_ops(size, differentiable)
             program = simplify(program) if differentiable else program
             name = f"ops-{size}" + ("" if differentiable else "-all")
-            yield Recorded(name, cell, program, namedtuple("State", "h"), False, not differentiable)
+            yield Recorded(name, cell, (program,), (0, 0), namedtuple("State", "h"), False, not differentiable)
 
 
-# Schedules.
+def reads_x(program: Program) -> bool:
+    return any(node.op == "x" for node in program.nodes)
+
+
+# Structures.
 
 
 class CoreLevels(NamedTuple):
@@ -265,9 +282,33 @@ class CoreLevels(NamedTuple):
     entries: int
     starts: list[int]
     source: list[int]
-    slots: int
+    last: list[int]
+
+
+class CoreForest(NamedTuple):
+    """What `rit::ForestStore` is made of, and the program of each kind of rows."""
+
+    entries: int
+    levels: list[int]
+    source: list[int]
     last: list[int]
     owner: list[int]
+    slots: list[int]
+    programs: list[int]
+
+
+class Structure(NamedTuple):
+    """A schedule as the machine takes it: chains, the whole and its segments, or a forest."""
+
+    schedule: Schedule
+    chains: Sequence[CoreLevels] = ()
+    forest: CoreForest | None = None
+
+    def rows_with_x(self) -> list[int]:
+        if self.forest is None:
+            return [*range(self.schedule.rows)]
+        numbers = zip(*[iter(self.forest.levels)] * 6, strict=True)
+        return [row for start, rows, _, _, x, _ in numbers if x >= 0 for row in range(start, start + rows)]
 
 
 def chains(long: bool) -> dict[str, Schedule]:
@@ -294,33 +335,52 @@ def chains(long: bool) -> dict[str, Schedule]:
     return found
 
 
-def tangle(slots: int, entries: int = 5, levels: int = 4) -> tuple[Schedule, list[CoreLevels]]:
+def tangle(recorded: Recorded, entries: int, turns: int) -> Structure:
     """Rows with any earlier rows of their entry as predecessors; an entry has none, one or several in a level."""
-    generator = torch.Generator().manual_seed(slots)
+    generator = torch.Generator().manual_seed(entries)
+    programs = [recorded.programs[number] for number in recorded.kinds]
+    of_kind, with_x = [0] * len(programs), 0
     known: list[list[int]] = [[0, 1 + entry] for entry in range(entries)]
-    made, owner, row = [], [], 0
-    for _ in range(levels):
-        start, sources, new = row, [], []
+    levels, made, source, owner = [], [], [], []
+    for kind, program in [*enumerate(programs)] * turns:
+        start, read = len(owner), []
         for entry in range(entries):
             for _ in range(int(torch.randint(0, 4, (), generator=generator)) * (entry != 2)):
-                chosen = torch.randint(0, len(known[entry]), (slots,), generator=generator).tolist()
-                sources.append([known[entry][i] for i in chosen])
+                chosen = torch.randint(0, len(known[entry]), (program.slots,), generator=generator).tolist()
+                read.append([known[entry][i] for i in chosen])
                 owner.append(entry)
-                new.append((entry, 1 + entries + row))
-                row += 1
-        for entry, table_row in new:
-            known[entry].append(table_row)
-        made.append(Level(start, row, torch.tensor(sources).view(-1, slots)))
-    last = torch.tensor([rows[-1] for rows in known])
-    schedule = Schedule(entries, row, tuple(made), last=last)
-    source = torch.cat([level.source for level in made]).flatten().tolist()
-    return schedule, [CoreLevels(entries, [0, *(level.stop for level in made)], source, slots, last.tolist(), owner)]
+        for row in range(start, len(owner)):
+            known[owner[row]].append(1 + entries + row)
+        rows = len(owner) - start
+        levels += [start, rows, len(source), of_kind[kind], with_x if reads_x(program) else -1, kind]
+        of_kind[kind] += rows
+        with_x += rows * reads_x(program)
+        source += [number for numbers in read for number in numbers]
+        made.append(Level(start, len(owner), torch.tensor([numbers or [0] for numbers in read])))
+    last = [rows[-1] for rows in known]
+    slots = [program.slots for program in programs]
+    schedule = Schedule(entries, len(owner), tuple(made), last=torch.tensor(last))
+    return Structure(schedule, (), CoreForest(entries, levels, source, last, owner, slots, [*recorded.kinds]))
 
 
-def captured(schedule: Schedule) -> list[CoreLevels]:
+def captured(schedule: Schedule) -> Structure:
     """The whole schedule, then the segments that a checkpointed run has."""
     with patch("ritornello._core.Levels", CoreLevels):
-        return [core_levels(schedule), *(core_segments(schedule) if schedule.levels else [])]
+        return Structure(schedule, [core_levels(schedule), *(core_segments(schedule) if schedule.levels else [])])
+
+
+def structures(recorded: Recorded) -> dict[str, Structure]:
+    program = recorded.programs[0]
+    found = {}
+    if [each.slots for each in recorded.programs] == [1]:
+        small = max(program.inputs, *program.fields) <= 7
+        found = {name: captured(each) for name, each in chains(small).items()}
+    else:
+        found["tangle-many"], found["tangle-none"] = tangle(recorded, 21, 2), tangle(recorded, 3, 0)
+        if program.inputs == program.fields[0] == 7:
+            found["tangle-long"] = tangle(recorded, 140, 3)  # more rows of a kind than a reduction adds up at once
+    found["tangle"] = tangle(recorded, 5, 2)
+    return found
 
 
 # What must come out.
@@ -339,8 +399,38 @@ class Writer:
         self.file.write(f"{name} {len(values)} {text}\n")
 
 
+class Lowered(NamedTuple):
+    """A program for one kind of run, and the values of the parameters that its code reads."""
+
+    program: Program
+    values: dict[int, Tensor]
+
+    def given(self, others: Iterator[Tensor]) -> dict[int, Tensor]:
+        """Others in place of the values; nobody asks for the gradient of one that is a constant."""
+        rates = {value: self.program.nodes[value].rate for value in self.values}
+        return {value: next(others) if rate >= PARAMETER else next(others).detach() for value, rate in rates.items()}
+
+
+class Turns:
+    """Called level by level, it is one of the cells after the other; rows are numbered through all levels."""
+
+    def __init__(self, cells: Sequence[Any]) -> None:
+        self.cells, self.row = cycle(cells), 0
+
+    def __call__(self, x: Tensor, state: Any) -> Any:
+        cell = next(self.cells)
+        cell.first_row = self.row
+        self.row += len(x)
+        return cell(x, state)
+
+
+def from_nothing(cell: Any) -> Callable[[Tensor, Any], Any]:
+    """A cell that reads zeros in place of states."""
+    return lambda x, s: cell(x, type(s)(*(torch.zeros_like(field) for field in s)))
+
+
 def kinds_of_run(recorded: Recorded) -> dict[str, Wants]:
-    fields = len(recorded.program.fields)
+    fields = len(recorded.programs[0].fields)
     first = tuple(field == 0 for field in range(fields))
     found = {"forward": Wants(False, False, (False,) * fields)}
     if not recorded.forward_only:
@@ -353,74 +443,71 @@ def kinds_of_run(recorded: Recorded) -> dict[str, Wants]:
 
 def record(recorded: Recorded, folder: Path) -> set[str]:
     """Writes a file for each kind of run; returns the instructions that they have."""
-    program, cell = recorded.program, recorded.cell
-    joint = Joint(program, len(program.fields), 0, (), ()) if recorded.forward_only else derive(program)
-    if program.slots > 1:
-        schedules = {"tangle": tangle(program.slots), "tangle-many": tangle(program.slots, 21, 3)}
-    else:
-        small = max(program.inputs, *program.fields) <= 7
-        schedules = {name: (each, captured(each)) for name, each in chains(small).items()}
-        schedules["tangle"] = tangle(1)
+    joints = [
+        Joint(program, len(program.fields), 0, (), ()) if recorded.forward_only else derive(program)
+        for program in recorded.programs
+    ]
+    cases = structures(recorded)
     used = set()
     for kind, wants in kinds_of_run(recorded).items():
-        code = lower(joint, wants)
-        ints, constants = encode(code, numbers())
-        used |= {step.op for steps in code.routines for step in steps if hasattr(step, "op")}
-        read = code.program._replace(results=tuple(code.parameters))
-        found = interpret(read, torch.zeros(0, 0, dtype=F64), [], lambda name: lookup(cell, name))
-        values = {value: found[value].detach() for value in code.parameters}
+        inputs = [wants.x and reads_x(program) for program in recorded.programs]
+        codes = [lower(joint, wants._replace(x=x)) for joint, x in zip(joints, inputs, strict=True)]
+        used |= {step.op for code in codes for steps in code.routines for step in steps if hasattr(step, "op")}
         writer = Writer(folder / f"{recorded.name}-{kind}.txt")
-        writer.array("ints", ints)
-        writer.array("constants", [float(number) for number in constants])
         writer.array("wants", [int(wants.gradients), int(wants.x), *map(int, wants.douts)])
-        writer.array("parameters", [len(values)])
-        for value in values.values():
-            shape = value.shape if value.dim() == 2 else (1, value.numel())
-            writer.array("shape", [*shape, int(value.dim() == 2)])
-            writer.array("values", value)
-        writer.array("cases", [len(schedules)])
-        for number, (name, (schedule, levels)) in enumerate(schedules.items()):
+        writer.array("programs", [len(codes)])
+        lowered = [record_code(writer, recorded.cell, code) for code in codes]
+        writer.array("cases", [len(cases)])
+        for number, (name, structure) in enumerate(cases.items()):
             writer.file.write(f"case {name}\n")
-            record_case(writer, recorded, code.program, wants, values, schedule, levels, drop_last=number % 3 == 2)
+            record_case(writer, recorded, lowered, wants, structure, drop_last=number % 3 == 2)
         writer.file.close()
     return used
+
+
+def record_code(writer: Writer, cell: nn.Module, code: Code) -> Lowered:
+    ints, constants = encode(code, numbers())
+    read = code.program._replace(results=tuple(code.parameters))
+    found = interpret(read, torch.zeros(0, 0, dtype=F64), [], lambda name: lookup(cell, name))
+    values = {value: found[value].detach() for value in code.parameters}
+    writer.array("ints", ints)
+    writer.array("constants", [float(number) for number in constants])
+    writer.array("parameters", [len(values)])
+    for value in values.values():
+        shape = value.shape if value.dim() == 2 else (1, value.numel())
+        writer.array("shape", [*shape, int(value.dim() == 2)])
+        writer.array("values", value)
+    return Lowered(code.program, values)
 
 
 def record_case(
     writer: Writer,
     recorded: Recorded,
-    program: Program,
+    lowered: Sequence[Lowered],
     wants: Wants,
-    values: dict[int, Tensor],
-    schedule: Schedule,
-    levels: list[CoreLevels],
+    structure: Structure,
     drop_last: bool,
 ) -> None:
-    """One schedule: its inputs, its results, and the gradients of a random linear form of these."""
-    sizes, kind = program.fields, recorded.kind
-    x = quantised(schedule.rows, program.inputs)
+    """One structure: its inputs, its results, and the gradients of a random linear form of these."""
+    schedule, sizes, state = structure.schedule, recorded.programs[0].fields, recorded.state
+    fields, with_x = len(sizes), structure.rows_with_x()
+    x = torch.zeros(schedule.rows, recorded.programs[0].inputs, dtype=F64)
+    x[with_x] = quantised(len(with_x), x.shape[1])
     entry = [quantised(schedule.entries, size) for size in sizes]
     blank = [quantised(1, size) for size in sizes]
-    leaves = [x, *entry, *blank, *values.values()]
-    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
-    fields = len(sizes)
-    given = dict(zip(values, leaves[1 + 2 * fields :], strict=True))
-    asked: Any = ProgramCell(program, kind, given, SEED)
-    request = Request(
-        asked, leaves[0], kind(*leaves[1 : 1 + fields]), kind(*leaves[1 + fields : 1 + 2 * fields]), schedule, True
-    )
-    result = ReferenceExecutor().run(request)
+    values = [value for each in lowered for value in each.values.values()]
+    leaves = [leaf.clone().requires_grad_() for leaf in (x, *entry, *blank, *values)]
+    others = iter(leaves[1 + 2 * fields :])
+    asked = [ProgramCell(each.program, state, each.given(others), SEED) for each in lowered]
+    result = unfolded(recorded, asked, leaves, schedule)
     last = result.last if schedule.entry is None else [field[schedule.entry] for field in result.last]
     if recorded.real:
-        real = Request(recorded.cell, x, kind(*entry), kind(*blank), schedule, True)
-        torch.testing.assert_close([*ReferenceExecutor().run(real).rows], [*result.rows], rtol=1e-10, atol=1e-10)
+        real = [recorded.cell if program.slots else from_nothing(recorded.cell) for program in recorded.programs]
+        rows = unfolded(recorded, real, [x, *entry, *blank], schedule).rows
+        torch.testing.assert_close([*rows], [*result.rows], rtol=1e-10, atol=1e-10)
     writer.array("seed", [SEED])
-    writer.array("levels", [len(levels)])
-    for each in levels:
-        writer.array("entries", [each.entries, each.slots])
-        for name in ("starts", "source", "last", "owner"):
-            writer.array(name, getattr(each, name))
-    for tensor in (x, *entry, *blank, *result.rows, *last):
+    record_structure(writer, structure)
+    for tensor in (x[with_x], *entry, *blank, *result.rows, *last):
         writer.array("given", tensor.detach())
     if not wants.gradients:
         return
@@ -432,12 +519,27 @@ def record_case(
     form = sum(((leaf * 0).sum() for leaf in leaves), torch.zeros((), dtype=F64))
     for rows, weights in zip((*result.rows, *last), (*d_out, *d_last), strict=True):
         form = form if weights is None else form + (rows * weights).sum()
-    found = torch.autograd.grad(form, leaves)
+    d_x, *found = torch.autograd.grad(form, leaves)
     for tensor in (*d_out, *d_last):
         writer.array("weights", [] if tensor is None else tensor)
         writer.array("are_given", [int(tensor is not None)])
-    for gradient in found:
+    for gradient in (d_x[with_x], *found):
         writer.array("gradient", gradient)
+
+
+def unfolded(recorded: Recorded, cells: Sequence[Any], leaves: Sequence[Tensor], schedule: Schedule) -> Result:
+    """What comes of cells, one for each program: from x, the entries' states and the blank one."""
+    cell: Any = Turns([cells[number] for number in recorded.kinds])
+    fields = len(recorded.state._fields)
+    entry, blank = recorded.state(*leaves[1 : 1 + fields]), recorded.state(*leaves[1 + fields : 1 + 2 * fields])
+    return ReferenceExecutor().run(Request(cell, leaves[0], entry, blank, schedule, True))
+
+
+def record_structure(writer: Writer, structure: Structure) -> None:
+    writer.array("chains", [len(structure.chains)])
+    for each in (*structure.chains, *([structure.forest] if structure.forest else [])):
+        for name, value in each._asdict().items():
+            writer.array(name, value if isinstance(value, list) else [value])
 
 
 def main(folder: Path) -> None:

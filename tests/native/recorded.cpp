@@ -34,6 +34,7 @@ class File {
   Integers integers(const std::string& name) {
     return array<int64_t>(name, [](const char* from, char** to) { return static_cast<int64_t>(std::strtoll(from, to, 10)); });
   }
+  int64_t integer(const std::string& name) { return integers(name).at(0); }
   Numbers numbers(const std::string& name) { return array<double>(name, std::strtod); }
 
   std::vector<Numbers> several(const std::string& name, size_t count) {
@@ -59,56 +60,76 @@ class File {
   const char* at_;
 };
 
-void read_gradients(File& file, Recorded& recorded, Case& each) {
+Program read_program(File& file) {
+  Program program{file.integers("ints"), file.numbers("constants"), {}};
+  const int64_t parameters = file.integer("parameters");
+  for (int64_t i = 0; i < parameters; ++i) {
+    const Integers shape = file.integers("shape");
+    program.parameters.push_back({shape[0], shape[1], shape[2] == 1, file.numbers("values")});
+  }
+  return program;
+}
+
+// The whole of the chains comes first, then its segments; without chains, a forest.
+void read_structure(File& file, Case& each) {
+  const int64_t chains = file.integer("chains");
+  for (int64_t i = 0; i < chains; ++i) {
+    LevelInts levels{file.integer("entries"), file.integers("starts"), file.integers("source"), file.integers("last")};
+    if (i == 0) each.levels = std::move(levels);
+    else each.segments.push_back(std::move(levels));
+  }
+  if (chains) return;
+  each.forest = {file.integer("entries"),  file.integers("levels"), file.integers("source"),  file.integers("last"),
+                 file.integers("owner"), file.integers("slots"),  file.integers("programs")};
+}
+
+void read_gradients(File& file, const Recorded& recorded, Case& each) {
   for (auto [values, given] : {std::pair(&each.d_out, &each.d_out_given), std::pair(&each.d_last, &each.d_last_given)})
     for (int field = 0; field < recorded.fields; ++field) {
       values->push_back(file.numbers("weights"));
-      given->push_back(file.integers("are_given")[0] == 1);
+      given->push_back(file.integer("are_given") == 1);
     }
   each.d_x = file.numbers("gradient");
   each.d_entry = file.several("gradient", recorded.fields);
   each.d_blank = file.several("gradient", recorded.fields);
-  each.d_parameters = file.several("gradient", recorded.parameters.size());
+  for (const Program& program : recorded.programs)
+    for (size_t i = 0; i < program.parameters.size(); ++i) each.d_parameters.push_back(file.numbers("gradient"));
+}
+
+Case read_case(File& file, const Recorded& recorded) {
+  Case each{};
+  file.expect("case");
+  each.name = file.word();
+  each.seed = static_cast<uint64_t>(file.integer("seed"));
+  read_structure(file, each);
+  each.x = file.numbers("given");
+  each.entry = file.several("given", recorded.fields);
+  each.blank = file.several("given", recorded.fields);
+  each.out = file.several("given", recorded.fields);
+  each.last = file.several("given", recorded.fields);
+  if (recorded.gradients) read_gradients(file, recorded, each);
+  return each;
 }
 
 }  // namespace
+
+std::vector<rit::Code> Recorded::codes() const {
+  std::vector<rit::Code> found;
+  for (const Program& program : programs) found.push_back(rit::read_code(program.ints, program.constants));
+  return found;
+}
 
 Recorded read_recorded(const std::string& path) {
   File file(path);
   Recorded recorded{};
   recorded.name = path.substr(path.rfind('/') + 1);
-  recorded.ints = file.integers("ints");
-  recorded.constants = file.numbers("constants");
   const Integers wants = file.integers("wants");
   recorded.gradients = wants[0] == 1;
   recorded.wants_x = wants[1] == 1;
   recorded.fields = static_cast<int>(wants.size()) - 2;
-  const int64_t parameters = file.integers("parameters")[0];
-  for (int64_t i = 0; i < parameters; ++i) {
-    const Integers shape = file.integers("shape");
-    recorded.parameters.push_back({shape[0], shape[1], shape[2] == 1, file.numbers("values")});
-  }
-  const int64_t cases = file.integers("cases")[0];
-  for (int64_t i = 0; i < cases; ++i) {
-    Case each{};
-    file.expect("case");
-    each.name = file.word();
-    each.seed = static_cast<uint64_t>(file.integers("seed")[0]);
-    const int64_t pieces = file.integers("levels")[0];
-    for (int64_t piece = 0; piece < pieces; ++piece) {
-      const Integers sizes = file.integers("entries");
-      each.segments.push_back(
-          {sizes[0], static_cast<int>(sizes[1]), file.integers("starts"), file.integers("source"), file.integers("last"), file.integers("owner")});
-    }
-    each.levels = each.segments[0];  // the whole comes first
-    each.segments.erase(each.segments.begin());
-    each.x = file.numbers("given");
-    each.entry = file.several("given", recorded.fields);
-    each.blank = file.several("given", recorded.fields);
-    each.out = file.several("given", recorded.fields);
-    each.last = file.several("given", recorded.fields);
-    if (recorded.gradients) read_gradients(file, recorded, each);
-    recorded.cases.push_back(std::move(each));
-  }
+  const int64_t programs = file.integer("programs");
+  for (int64_t i = 0; i < programs; ++i) recorded.programs.push_back(read_program(file));
+  const int64_t cases = file.integer("cases");
+  for (int64_t i = 0; i < cases; ++i) recorded.cases.push_back(read_case(file, recorded));
   return recorded;
 }

@@ -1,5 +1,6 @@
 #include "replay.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -40,8 +41,8 @@ template <class T> struct Parameters {
   Arrays<T> values;
   Integers strides, shapes;
 
-  Parameters(const Recorded& recorded, Layout layout) {
-    for (const Parameter& parameter : recorded.parameters) {
+  Parameters(const Program& program, Layout layout) {
+    for (const Parameter& parameter : program.parameters) {
       const int64_t gap = layout == GAPS ? 2 : 1, rows = parameter.rows, columns = parameter.columns;
       const int64_t down = !parameter.matrix ? 0 : layout == COLUMNS ? 1 : gap * columns + (gap > 1);
       const int64_t across = parameter.matrix && layout == COLUMNS ? rows : gap;
@@ -74,6 +75,78 @@ template <class T> Arrays<T> empty_fields(const Code& code, int64_t rows, int ke
   return made;
 }
 
+// What a run over a structure reads and writes, parameters aside.
+template <class T> struct Rows {
+  Exact<T> x, d_x;
+  Arrays<T> entry, blank, out, last, d_out, d_last, d_entry, d_blank;
+
+  // `kept`: how many fields are kept of all rows.
+  Rows(const Recorded& recorded, const Case& each, const Code& code, int64_t entries, int64_t rows, int64_t x_rows, int kept, int missing_x)
+      : x(filled<T>(each.x, x_rows * code.input - missing_x)),
+        entry(filled_fields<T>(code, each.entry, entries)),
+        blank(filled_fields<T>(code, each.blank, 1)),
+        out(empty_fields<T>(code, rows, kept)),
+        last(empty_fields<T>(code, entries, most_fields)) {
+    if (!recorded.gradients) return;
+    if (recorded.wants_x) d_x = Exact<T>(x_rows * code.input);
+    d_out = given_fields<T>(code, each.d_out, each.d_out_given, rows);
+    d_last = given_fields<T>(code, each.d_last, each.d_last_given, entries);
+    d_entry = empty_fields<T>(code, entries, most_fields);
+    d_blank = empty_fields<T>(code, 1, most_fields);
+  }
+
+  Call call(const Case& each, const Way& way) const {
+    Call call{};
+    call.threads = way.threads;
+    call.seed = each.seed;
+    call.x = x.data();
+    call.entry = entry.inputs();
+    call.blank = blank.inputs();
+    call.out = out.outputs();
+    call.last = last.outputs();
+    return call;
+  }
+
+  void give_gradients(Call& call) const {
+    call.last = nullptr;
+    call.d_out = d_out.inputs();
+    call.d_last = d_last.inputs();
+    call.d_x = d_x.data();
+    call.d_entry = d_entry.outputs();
+    call.d_blank = d_blank.outputs();
+  }
+
+  Results results() const {
+    return {numbers_of(out.arrays), numbers_of(last.arrays), numbers_of(d_x), numbers_of(d_entry.arrays), numbers_of(d_blank.arrays), {}};
+  }
+};
+
+// What rows of a kind have: a code with its parameters, and what comes of them.
+template <class T> struct Kind {
+  const Code* code;
+  Parameters<T> parameters;
+  Exact<T> frame;
+  Arrays<T> gradients;
+
+  Kind(const Program& program, const Code& code, const Way& way, int number)
+      : code(&code), parameters(program, static_cast<Layout>((way.layout + number) % LAYOUTS)) {}
+
+  void make_gradients(const Program& program, const Way& way, int64_t rows) {
+    if (!way.checkpointed) frame = Exact<T>(rows * rit::frame_stride(*code));
+    for (size_t i = 0; i < program.parameters.size(); ++i)
+      gradients.add(Exact<T>(program.parameters[i].rows * program.parameters[i].columns), way.all_parameters || i % 2 == 0);
+  }
+
+  void give(Call& call) const {
+    call.code = code;
+    call.frame = frame.data();
+    call.parameters = parameters.values.inputs();
+    call.parameter_strides = parameters.strides.data();
+    call.d_parameters = gradients.outputs();
+    call.d_shapes = parameters.shapes.data();
+  }
+};
+
 std::vector<rit::LevelStore> stores_of(const std::vector<LevelInts>& levels) {
   std::vector<rit::LevelStore> found;
   found.reserve(levels.size());  // none is moved: it points into itself
@@ -81,15 +154,15 @@ std::vector<rit::LevelStore> stores_of(const std::vector<LevelInts>& levels) {
   return found;
 }
 
-template <class T> Results run(const Recorded& recorded, const Case& each, const Code& code, const rit::LevelStore& store, const Way& way) {
+template <class T> Results run_chains(const Recorded& recorded, const Case& each, const Code& code, const Way& way) {
+  const rit::LevelStore store = each.levels.store();
   const rit::Levels& levels = store.levels();
-  const Parameters<T> parameters(recorded, way.layout);
-  const Exact<T> x = filled<T>(each.x, levels.rows * code.input - way.missing_x);
-  const Exact<T> frame(recorded.gradients && !way.checkpointed ? levels.rows * rit::frame_stride(code) : 0);
   const bool keep_all = !way.checkpointed && (recorded.gradients || levels.source || way.keep == ALL);
-  const Arrays<T> entry = filled_fields<T>(code, each.entry, levels.entries), blank = filled_fields<T>(code, each.blank, 1);
-  const Arrays<T> out = empty_fields<T>(code, levels.rows, keep_all ? most_fields : way.checkpointed || way.keep == FIRST ? 1 : 0);
-  const Arrays<T> last = empty_fields<T>(code, levels.entries, most_fields);
+  const int kept = keep_all ? most_fields : way.checkpointed || way.keep == FIRST ? 1 : 0;
+  Rows<T> rows(recorded, each, code, levels.entries, levels.rows, levels.rows, kept, way.missing_x);
+  rows.d_blank = filled_fields<T>(code, {Numbers{0}}, 1);  // where no row reads it, it stays as it was
+  Kind<T> kind(recorded.programs[0], code, way, 0);
+  if (recorded.gradients) kind.make_gradients(recorded.programs[0], way, levels.rows);
 
   const std::vector<rit::LevelStore> stores = stores_of(way.checkpointed ? each.segments : std::vector<LevelInts>());
   std::vector<const rit::Levels*> segments;
@@ -97,48 +170,73 @@ template <class T> Results run(const Recorded& recorded, const Case& each, const
   const int count = static_cast<int>(segments.size());
   const Arrays<T> checkpoints = empty_fields<T>(code, (count - 1) * levels.entries * way.checkpointed, most_fields);
 
-  Call call{};
-  call.code = &code;
+  Call call = rows.call(each, way);
+  kind.give(call);
   call.levels = &levels;
-  call.threads = way.threads;
-  call.seed = each.seed;
-  call.x = x.data();
-  call.entry = entry.inputs();
-  call.blank = blank.inputs();
-  call.out = out.outputs();
-  call.last = last.outputs();
-  call.frame = recorded.gradients && !way.checkpointed ? frame.data() : nullptr;
   call.checkpoints = checkpoints.outputs();
-  call.parameters = parameters.values.inputs();
-  call.parameter_strides = parameters.strides.data();
   if (way.checkpointed) way.backend->forward_checkpointed[way.type](call, segments.data(), count);
   else way.backend->forward[way.type](call);
-  Results results{numbers_of(out.arrays), numbers_of(last.arrays), {}, {}, {}, {}};
-  if (!recorded.gradients) return results;
-
-  const Arrays<T> d_out = given_fields<T>(code, each.d_out, each.d_out_given, levels.rows);
-  const Arrays<T> d_last = given_fields<T>(code, each.d_last, each.d_last_given, levels.entries);
-  const Exact<T> d_x(recorded.wants_x ? levels.rows * code.input : 0);
-  const Arrays<T> d_entry = empty_fields<T>(code, levels.entries, most_fields);
-  const Arrays<T> d_blank = filled_fields<T>(code, {Numbers{0}}, 1);
-  Arrays<T> d_parameters;
-  for (size_t i = 0; i < recorded.parameters.size(); ++i)
-    d_parameters.add(Exact<T>(recorded.parameters[i].rows * recorded.parameters[i].columns), way.all_parameters || i % 2 == 0);
-  call.last = nullptr;
-  call.d_out = d_out.inputs();
-  call.d_last = d_last.inputs();
-  call.d_x = recorded.wants_x ? d_x.data() : nullptr;
-  call.d_entry = d_entry.outputs();
-  call.d_blank = d_blank.outputs();
-  call.d_parameters = d_parameters.outputs();
-  call.d_shapes = parameters.shapes.data();
-  if (way.checkpointed) way.backend->backward_checkpointed[way.type](call, segments.data(), count);
-  else way.backend->backward[way.type](call);
-  results.d_x = numbers_of(d_x);
-  results.d_entry = numbers_of(d_entry.arrays);
-  results.d_blank = numbers_of(d_blank.arrays);
-  results.d_parameters = numbers_of(d_parameters.arrays);
+  if (recorded.gradients) {
+    rows.give_gradients(call);
+    if (way.checkpointed) way.backend->backward_checkpointed[way.type](call, segments.data(), count);
+    else way.backend->backward[way.type](call);
+  }
+  Results results = rows.results();
+  results.d_parameters = numbers_of(kind.gradients.arrays);
   return results;
+}
+
+int64_t rows_of_kind(const rit::ForestLevels& forest, int64_t kind) {
+  int64_t rows = 0;
+  for (int64_t level = 0; level < forest.count; ++level) rows += forest.levels[level].kind == kind ? forest.levels[level].rows : 0;
+  return rows;
+}
+
+// Those of each program's parameters, summed over the kinds that have it.
+template <class T> std::vector<Numbers> summed_gradients(const Recorded& recorded, const Case& each, const std::vector<Kind<T>>& kinds) {
+  std::vector<Numbers> all;
+  for (size_t number = 0; number < recorded.programs.size(); ++number) {
+    std::vector<Numbers> sums;
+    for (size_t k = 0; k < kinds.size(); ++k) {
+      if (each.forest.programs[k] != static_cast<int64_t>(number)) continue;
+      const std::vector<Numbers> found = numbers_of(kinds[k].gradients.arrays);
+      sums.resize(found.size());
+      for (size_t i = 0; i < found.size(); ++i) {
+        sums[i].resize(found[i].size());
+        for (size_t j = 0; j < found[i].size(); ++j) sums[i][j] += found[i][j];
+      }
+    }
+    all.insert(all.end(), sums.begin(), sums.end());
+  }
+  return all;
+}
+
+template <class T> Results run_forest(const Recorded& recorded, const Case& each, const std::vector<Code>& codes, const Way& way) {
+  const rit::ForestStore store = each.forest.store();
+  const rit::ForestLevels& forest = store.forest();
+  const Rows<T> rows(recorded, each, codes[0], forest.entries, forest.rows, rows_of_x(forest), most_fields, way.missing_x);
+  std::vector<Kind<T>> kinds;
+  for (const int64_t number : each.forest.programs) {
+    const int k = static_cast<int>(kinds.size());
+    kinds.emplace_back(recorded.programs[number], codes[number], way, k);
+    if (recorded.gradients) kinds[k].make_gradients(recorded.programs[number], way, rows_of_kind(forest, k));
+  }
+  std::vector<Call> calls(kinds.size());
+  for (size_t k = 0; k < kinds.size(); ++k) kinds[k].give(calls[k]);
+
+  rit::ForestCall call{rows.call(each, way), &forest, calls.data(), static_cast<int>(calls.size())};
+  way.backend->forest_forward[way.type](call);
+  if (recorded.gradients) {
+    rows.give_gradients(call.shared);
+    way.backend->forest_backward[way.type](call);
+  }
+  Results results = rows.results();
+  results.d_parameters = summed_gradients(recorded, each, kinds);
+  return results;
+}
+
+template <class T> Results run(const Recorded& recorded, const Case& each, const std::vector<Code>& codes, const Way& way) {
+  return each.has_forest() ? run_forest<T>(recorded, each, codes, way) : run_chains<T>(recorded, each, codes[0], way);
 }
 
 template <class T> Results run_steps(const Recorded& recorded, const Case& each, const Code& code, const Way& way) {
@@ -146,7 +244,7 @@ template <class T> Results run_steps(const Recorded& recorded, const Case& each,
   const Exact<T> x = filled<T>(each.x, rows * steps * code.input);
   rit::Stepping* stepping;
   {
-    const Parameters<T> parameters(recorded, way.layout);  // packed when it opens, then no longer needed
+    const Parameters<T> parameters(recorded.programs[0], way.layout);  // packed when it opens, then no longer needed
     Call call{};
     call.code = &code;
     call.threads = way.threads;
@@ -215,12 +313,19 @@ template <class Visit> void for_each_array(const Results& one, const Results& ot
 
 }  // namespace
 
-Results replay(const Recorded& recorded, const Case& each, const Code& code, const rit::LevelStore& levels, const Way& way) {
-  return way.type == rit::FLOAT64 ? run<double>(recorded, each, code, levels, way) : run<float>(recorded, each, code, levels, way);
+Results replay(const Recorded& recorded, const Case& each, const std::vector<Code>& codes, const Way& way) {
+  return way.type == rit::FLOAT64 ? run<double>(recorded, each, codes, way) : run<float>(recorded, each, codes, way);
 }
 
 Results replay_steps(const Recorded& recorded, const Case& each, const Code& code, const Way& way) {
   return way.type == rit::FLOAT64 ? run_steps<double>(recorded, each, code, way) : run_steps<float>(recorded, each, code, way);
+}
+
+int64_t rows_of_x(const rit::ForestLevels& forest) {
+  int64_t rows = 0;
+  for (const rit::ForestLevel* level = forest.levels; level < forest.levels + forest.count; ++level)
+    if (level->x >= 0) rows = std::max(rows, level->x + level->rows);
+  return rows;
 }
 
 std::string difference(const Results& results, const Case& each, rit::Type type) {
