@@ -100,14 +100,5 @@ static inline void multiply_pairs(const Segment<float>* segments, int count, int
     multiply(&left, 1, rows, panels, n, start, start_stride, c, c_stride);
 }
 
-// Units of Pair; however large the left side is.
-static inline size_t outer_sum_pairs_workspace(int n) { return outer_sum_workspace<Pair>(n); }
-
-// As outer_sum; a pair is of two successive rows.
-static inline void outer_sum_pairs(const float* const* left_rows, const float* const* right_rows, int rows, int m_begin, int m_end, int n, float* c,
-                                   ptrdiff_t c_stride, bool accumulate, Pair* workspace) {
-    outer_sum(left_rows, right_rows, rows, m_begin, m_end, n, c, c_stride, accumulate, workspace);
-}
-
 }  // namespace RIT_ISA
 }  // namespace rit

@@ -2,6 +2,7 @@
 
 #include "backend.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace rit {
@@ -210,6 +211,21 @@ const std::vector<std::string>& op_names() {
   return names;
 }
 
+static bool same(const Left& one, const Left& other) { return one.space == other.space && one.offset == other.offset && one.size == other.size; }
+
+static void add_reduction(std::vector<GradientSum>& sums, const Reduction& reduction) {
+  const auto sum = std::find_if(sums.begin(), sums.end(), [&](const GradientSum& each) { return each.parameter == reduction.parameter && each.matrix == reduction.matrix; });
+  GradientSum& to = sum != sums.end() ? *sum : sums.emplace_back(GradientSum{reduction.parameter, reduction.matrix, {}, {}});
+  const auto is_left = [&](const GradientSum::Product& each) { return same(each.left, reduction.left) && each.row == reduction.row; };
+  auto product = reduction.matrix ? std::find_if(to.products.begin(), to.products.end(), is_left) : to.products.end();
+  if (product == to.products.end()) product = to.products.insert(product, {reduction.left, reduction.row, {}});
+  if (!reduction.matrix) return;
+  const auto right = std::find_if(to.rights.begin(), to.rights.end(), [&](const Left& each) { return same(each, reduction.right); });
+  const int number = static_cast<int>(right - to.rights.begin());
+  if (right == to.rights.end()) to.rights.push_back(reduction.right);
+  product->terms.push_back({number, reduction.column});
+}
+
 int64_t frame_stride(const Code& code) {
   const int64_t whole = (code.frame_size + 15) / 16 * 16;
   return whole && whole % 512 == 0 ? whole + 16 : whole;  // off multiples of 2 KB, where rows would fall on the same cache lines
@@ -260,6 +276,7 @@ Code read_code(const std::vector<int64_t>& ints, const std::vector<double>& cons
     expect(reduction.matrix == (reduction.right.space >= 0), "has a gradient of one side");
     expect(lasting(code, reduction.left.space) && (!reduction.matrix || lasting(code, reduction.right.space)), "has a gradient from what is gone");
     code.reductions.push_back(reduction);
+    add_reduction(code.sums, reduction);
   }
   if (!in.done()) throw std::invalid_argument("the code goes on after its end");
   for (int routine = 0; routine < ROUTINES; ++routine) {

@@ -60,6 +60,22 @@ struct Reduction {
   Left left, right;  // right.space < 0: a sum of left alone
 };
 
+// The reductions to one parameter, or to one of its vectors: its sides stand there once.
+struct GradientSum {
+  struct Term {
+    int right, column;  // right: in `rights`
+  };
+  struct Product {
+    Left left;
+    int row;
+    std::vector<Term> terms;
+  };
+  int parameter;
+  bool matrix;
+  std::vector<Left> rights;
+  std::vector<Product> products;  // of a vector: its sums
+};
+
 struct Code {
   int fields, slots, input, const_size, temp_size, scratch_size, frame_size, parameters;
   std::vector<int> sizes;
@@ -71,6 +87,7 @@ struct Code {
   std::vector<Fill> fills;
   std::vector<ConstVector> vectors;
   std::vector<Reduction> reductions;
+  std::vector<GradientSum> sums;             // the same reductions
   std::vector<char> used[ROUTINES];  // by pack: whether the routine reads it
   bool after_reads_states;           // then AFTER runs level by level
 

@@ -87,32 +87,84 @@ template <class T> static void column_sum(const T* const* rows, int count, int b
   }
 }
 
-// Adds a window of a parameter's gradient, summed over rows in a fixed order; threads share its rows.
-// rows_at(row, count, left, right) says where the sides of so many rows from `row` on lie; `pointers` is room for them.
-template <class P, class RowsAt>
-static void add_gradient(const Call& call, const Reduction& reduction, int64_t all_rows, RowsAt rows_at, const typename P::T** pointers,
-                         typename P::Unit* space, int thread, int threads) {
+// What a thread needs to sum up gradients.
+template <class P> struct Summing {
   using T = typename P::T;
-  if (!call.d_parameters[reduction.parameter]) return;
+  using Unit = typename P::Unit;
+  static constexpr int chunk = outer_chunk * rit::RIT_ISA::Unit<Unit>::numbers;  // rows
+
+  void take(Workspace& space, const Code* const* codes, int count) {
+    size_t packed = 1, sides = 1, terms = 1;
+    int widest = 1;
+    for (int k = 0; k < count; ++k)
+      for (const GradientSum& sum : codes[k]->sums) {
+        size_t units = 0;
+        for (const Left& right : sum.rights) {
+          units += outer_right_size<Unit>(right.size);
+          widest = right.size > widest ? right.size : widest;
+        }
+        packed = units > packed ? units : packed;
+        sides = sum.rights.size() + 1 > sides ? sum.rights.size() + 1 : sides;
+        for (const GradientSum::Product& product : sum.products) terms = product.terms.size() > terms ? product.terms.size() : terms;
+      }
+    panels = static_cast<Unit*>(space.take((packed + 1) * sizeof(Unit)));
+    workspace = static_cast<Unit*>(space.take((outer_workspace<Unit>(widest) + 1) * sizeof(Unit)));
+    pointers = static_cast<const T**>(space.take(sizeof(T*) * sides * chunk));
+    rights = static_cast<OuterRight<Unit>*>(space.take(sizeof(OuterRight<Unit>) * terms));
+    packed_at = static_cast<Unit**>(space.take(sizeof(Unit*) * sides));
+  }
+
+  Unit *panels = nullptr, *workspace = nullptr;
+  const T** pointers = nullptr;
+  OuterRight<Unit>* rights = nullptr;
+  Unit** packed_at = nullptr;  // of each right side
+};
+
+// Adds what some rows give to a parameter's gradient; threads share its rows.
+// rows_at(side, pointers) says where the rows of a side lie.
+template <class P, class RowsAt>
+static void add_gradient(const Call& call, const GradientSum& sum, int rows, RowsAt rows_at, const Summing<P>& room, int thread, int threads) {
+  using T = typename P::T;
+  T* const to = static_cast<T*>(call.d_parameters[sum.parameter]);
+  if (!to) return;
   constexpr int step = outer_rows * 2;
-  const int columns = static_cast<int>(call.d_shapes[2 * reduction.parameter + 1]);
-  // Each thread has rows of the parameter, the same in all reductions that add to it.
-  const int64_t height = call.d_shapes[2 * reduction.parameter] * (reduction.matrix ? 1 : columns);
+  const int columns = static_cast<int>(call.d_shapes[2 * sum.parameter + 1]);
+  // Each thread has rows of the parameter, the same in all that is added to it.
+  const int64_t height = call.d_shapes[2 * sum.parameter] * (sum.matrix ? 1 : columns);
   const int tiles = static_cast<int>((height + step - 1) / step);
-  auto from = [&](int part) {
-    return static_cast<int>(greater(0, lesser(reduction.left.size, int64_t{part_begin(tiles, threads, part)} * step - reduction.row)));
+  auto from = [&](const GradientSum::Product& product, int part) {
+    return static_cast<int>(greater(0, lesser(product.left.size, int64_t{part_begin(tiles, threads, part)} * step - product.row)));
   };
-  const int begin = from(thread), end = from(thread + 1);
-  if (begin >= end) return;
-  T* const to = static_cast<T*>(call.d_parameters[reduction.parameter]);
-  const T** const left = pointers;
-  const T** const right = pointers + outer_chunk;
-  for (int64_t row = 0; row < all_rows; row += outer_chunk) {
-    const int rows = static_cast<int>(lesser(outer_chunk, all_rows - row));
-    rows_at(row, rows, left, right);
-    if (reduction.matrix)
-      P::outer(left, right, rows, begin, end, reduction.right.size, to + static_cast<int64_t>(reduction.row) * columns + reduction.column, columns, space);
-    else column_sum(left, rows, begin, end, to + reduction.row);
+  typename P::Unit* packed = room.panels;
+  for (size_t side = 0; side < sum.rights.size(); ++side) {
+    rows_at(sum.rights[side], room.pointers);
+    pack_right(room.pointers, rows, sum.rights[side].size, packed, room.workspace);
+    room.packed_at[side] = packed;
+    packed += outer_right_size<typename P::Unit>(sum.rights[side].size);
+  }
+  for (const GradientSum::Product& product : sum.products) {
+    const int begin = from(product, thread), end = from(product, thread + 1);
+    if (begin >= end) continue;
+    rows_at(product.left, room.pointers);
+    if (!sum.matrix) {
+      column_sum(room.pointers, rows, begin, end, to + product.row);
+      continue;
+    }
+    int count = 0;
+    for (const GradientSum::Term& term : product.terms)
+      room.rights[count++] = {room.packed_at[term.right], sum.rights[term.right].size, to + static_cast<int64_t>(product.row) * columns + term.column};
+    outer_sum(room.pointers, rows, begin, end, room.rights, count, columns, room.workspace);
+  }
+}
+
+// Sums up all gradients of a code's parameters in a fixed order, some rows after the others: what is read twice is then at
+// hand. rows_at(side, row, rows, pointers) says where so many rows of a side lie, from `row` on.
+template <class P, class RowsAt>
+static void add_gradients(const Call& call, int64_t all_rows, RowsAt rows_at, const Summing<P>& room, int thread, int threads) {
+  for (int64_t row = 0; row < all_rows; row += Summing<P>::chunk) {
+    const int rows = static_cast<int>(lesser(Summing<P>::chunk, all_rows - row));
+    auto here = [&](const Left& side, const typename P::T** pointers) { rows_at(side, row, rows, pointers); };
+    for (const GradientSum& sum : call.code->sums) add_gradient<P>(call, sum, rows, here, room, thread, threads);
   }
 }
 
@@ -241,13 +293,8 @@ template <class P> class Engine {
 
   void gradient_memory() {
     if (!chain()) table_.take_gradients(space_);
-    int most_columns = 1;
-    for (const Reduction& reduction : code_.reductions)
-      if (reduction.right.size > most_columns) most_columns = reduction.right.size;
-    for (int thread = 0; thread < threads_; ++thread) {
-      reduction_space_[thread] = units(P::outer_workspace(most_columns));
-      row_pointers_[thread] = static_cast<const T**>(space_.take(sizeof(T*) * 2 * outer_chunk));
-    }
+    const Code* const code = &code_;
+    for (int thread = 0; thread < threads_; ++thread) summing_[thread].take(space_, &code, 1);
   }
 
   // --- what the threads do
@@ -273,7 +320,7 @@ template <class P> class Engine {
       bulk(AFTER, thread, threads);
       barrier_.wait(threads);
     }
-    for (const Reduction& reduction : code_.reductions) reduce(reduction, thread, threads);
+    reduce(thread, threads);
     if (!chain() && thread == 0) table_.write_gradients();
   }
 
@@ -480,16 +527,25 @@ template <class P> class Engine {
     return (level == 0 ? table_.state(field, 1 + at) : table_.state(field, 1 + levels_.entries + levels_.starts[level - 1] + at)) + side.offset;
   }
 
-  void reduce(const Reduction& reduction, int thread, int threads) {
-    int64_t level = 0;
-    auto rows_at = [&](int64_t row, int rows, const T** left, const T** right) {
+  void reduce(int thread, int threads) {
+    auto rows_at = [&](const Left& side, int64_t row, int rows, const T** pointers) {
+      int64_t level = level_of(row);
       for (int i = 0; i < rows; ++i) {
         while (levels_.starts[level + 1] <= row + i) ++level;
-        left[i] = row_of(reduction.left, level, row + i);
-        if (reduction.right.space >= 0) right[i] = row_of(reduction.right, level, row + i);
+        pointers[i] = row_of(side, level, row + i);
       }
     };
-    add_gradient<P>(call_, reduction, levels_.rows, rows_at, row_pointers_[thread], reduction_space_[thread], thread, threads);
+    add_gradients<P>(call_, levels_.rows, rows_at, summing_[thread], thread, threads);
+  }
+
+  int64_t level_of(int64_t row) const {
+    int64_t low = 0, high = levels_.count;  // the first that ends after the row
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (levels_.starts[middle + 1] <= row) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 
   static constexpr int most_threads = 256;
@@ -510,8 +566,8 @@ template <class P> class Engine {
   Table<T> table_;
   Lane<T>* lane_ = nullptr;
   T *bulk_temp_[most_threads], *bulk_scratch_[most_threads], *column_[most_threads];
-  Unit *bulk_work_[most_threads], *reduction_space_[most_threads];
-  const T** row_pointers_[most_threads];
+  Unit* bulk_work_[most_threads];
+  Summing<P> summing_[most_threads];
 };
 
 template <class P> static void forward(const Call& call) {

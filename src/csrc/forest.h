@@ -49,6 +49,7 @@ template <class P> class Forest {
     T* constant;
     Unit** panels;
     T* frame;
+    int64_t* places;  // levels
   };
 
   // The memory that one thread works in, for rows of its own trees.
@@ -86,7 +87,7 @@ template <class P> class Forest {
   void prepare_kind(int k) {
     const Code& code = *kinds_[k].code;
     Kind& kind = kind_[k];
-    kind = {&code, padded<T>(code.scratch_size), rit::frame_stride(code), 0, take(code.const_size), nullptr, static_cast<T*>(kinds_[k].frame)};
+    kind = {&code, padded<T>(code.scratch_size), rit::frame_stride(code), 0, take(code.const_size), nullptr, static_cast<T*>(kinds_[k].frame), nullptr};
     kind.panels = static_cast<Unit**>(space_.take(sizeof(Unit*) * greater(1, code.packs.size())));
     for (size_t i = 0; i < code.packs.size(); ++i) kind.panels[i] = wanted(code, i) ? units(P::packed(code.packs[i].size, code.packs[i].depth)) : nullptr;
     for (int64_t level = 0; level < forest_.count; ++level)
@@ -120,12 +121,20 @@ template <class P> class Forest {
 
   void gradient_memory() {
     table_.take_gradients(space_);
-    int most_columns = 1;
-    for (int k = 0; k < kind_count_; ++k)
-      for (const Reduction& reduction : kinds_[k].code->reductions) most_columns = static_cast<int>(greater(most_columns, reduction.right.size));
-    for (int thread = 0; thread < threads_; ++thread) {
-      reduction_space_[thread] = units(P::outer_workspace(most_columns));
-      row_pointers_[thread] = static_cast<const T**>(space_.take(sizeof(T*) * 2 * outer_chunk));
+    const Code** codes = static_cast<const Code**>(space_.take(sizeof(Code*) * static_cast<size_t>(greater(1, kind_count_))));
+    for (int k = 0; k < kind_count_; ++k) codes[k] = kinds_[k].code;
+    for (int thread = 0; thread < threads_; ++thread) summing_[thread].take(space_, codes, kind_count_);
+    for (int k = 0; k < kind_count_; ++k) note_places(k);
+  }
+
+  // In which level each chunk of a kind's rows begins.
+  void note_places(int k) {
+    constexpr int chunk = Summing<P>::chunk;
+    kind_[k].places = static_cast<int64_t*>(space_.take(sizeof(int64_t) * static_cast<size_t>(kind_[k].rows / chunk + 1)));
+    int64_t next = 0;
+    for (int64_t number = 0; number < forest_.count; ++number) {
+      const ForestLevel& level = forest_.levels[number];
+      for (; level.kind == k && next * chunk < level.first + level.rows; ++next) kind_[k].places[next] = number;
     }
   }
 
@@ -144,8 +153,7 @@ template <class P> class Forest {
     }
     if (!backward_) return;
     barrier_.wait(threads);
-    for (int k = 0; k < kind_count_; ++k)
-      for (const Reduction& reduction : kinds_[k].code->reductions) reduce(k, reduction, thread, threads);
+    for (int k = 0; k < kind_count_; ++k) reduce(k, thread, threads);
     if (thread == 0) table_.write_gradients();
   }
 
@@ -235,22 +243,20 @@ template <class P> class Forest {
 
   // --- parameters' gradients: over all rows of a kind
 
-  void reduce(int k, const Reduction& reduction, int thread, int threads) {
-    int64_t number = -1, row_in_level = 0, left_in_level = 0;
-    auto rows_at = [&](int64_t, int rows, const T** left, const T** right) {
-      for (int i = 0; i < rows; ++i, ++row_in_level, --left_in_level) {
-        while (left_in_level == 0) {
-          do ++number;
-          while (forest_.levels[number].kind != k);
-          row_in_level = 0;
-          left_in_level = forest_.levels[number].rows;
-        }
-        left[i] = row_of(reduction.left, k, forest_.levels[number], row_in_level);
-        if (reduction.right.space >= 0) right[i] = row_of(reduction.right, k, forest_.levels[number], row_in_level);
+  void reduce(int k, int thread, int threads) {
+    auto rows_at = [&](const Left& side, int64_t row, int rows, const T** pointers) {
+      int64_t number = level_of(k, row);
+      for (int i = 0; i < rows; ++number) {
+        const ForestLevel& level = forest_.levels[number];
+        if (level.kind != k) continue;
+        for (int64_t at = row + i - level.first; at < level.rows && i < rows; ++at, ++i) pointers[i] = row_of(side, k, level, at);
       }
     };
-    add_gradient<P>(kinds_[k], reduction, kind_[k].rows, rows_at, row_pointers_[thread], reduction_space_[thread], thread, threads);
+    add_gradients<P>(kinds_[k], kind_[k].rows, rows_at, summing_[thread], thread, threads);
   }
+
+  // A level that is not behind the one with that row of a kind.
+  int64_t level_of(int k, int64_t row) const { return kind_[k].places[row / Summing<P>::chunk]; }
 
   // Where a row of a space lies when the walk is over.
   const T* row_of(const Left& side, int k, const ForestLevel& level, int64_t row) const {
@@ -281,8 +287,7 @@ template <class P> class Forest {
   Lane* lane_ = nullptr;
   Table<T> table_;
   T* column_[most_threads];
-  Unit* reduction_space_[most_threads];
-  const T** row_pointers_[most_threads];
+  Summing<P> summing_[most_threads];
 };
 
 template <class P> static void forest_forward(const ForestCall& call) { Forest<P>(call, false).run(); }

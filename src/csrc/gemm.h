@@ -224,13 +224,6 @@ constexpr int outer_pad = 80;                 // keeps the packed groups off one
 
 template <class T, int WIDTH> constexpr size_t group_step() { return static_cast<size_t>(outer_chunk) * WIDTH + outer_pad; }
 
-// Units; however large the left side is.
-template <class T> static inline size_t outer_sum_workspace(int n) {
-    constexpr int W = panel_width<T>();
-    const size_t scratch = Unit<T>::scratch(n > outer_block ? n : outer_block);
-    return outer_block / outer_rows * group_step<T, outer_rows>() + ceil_divide(n, W) * group_step<T, W>() + scratch;
-}
-
 constexpr int rows_ahead = 4;  // rows asked for before they are packed: they lie far from one another, and no processor guesses where
 
 template <class N> RIT_INLINE void fetch_row(const N* row, int count) {
@@ -253,8 +246,8 @@ template <class T, int WIDTH> static void pack_rows(const Number<T>* const* rows
     }
 }
 
-// The first m by n elements of c, of a tile of outer_rows by W.
-template <class T> static void outer_tile(const T* left, const T* right, int depth, int m, int n, Number<T>* c, ptrdiff_t c_stride, bool accumulate) {
+// Adds to the first m by n elements of c, of a tile of outer_rows by W.
+template <class T> static void outer_tile(const T* left, const T* right, int depth, int m, int n, Number<T>* c, ptrdiff_t c_stride) {
     constexpr int L = Simd<T>::lanes;
     m = smaller(m, outer_rows);
     for (int i = 0; i < m; ++i)
@@ -267,30 +260,41 @@ template <class T> static void outer_tile(const T* left, const T* right, int dep
         for (int v = 0; v < vectors_per_panel; ++v) {
             const int columns = i < m ? n - v * L : 0;
             Number<T>* to = c + i * c_stride + v * L;
-            store_columns(to, accumulate ? load_columns<Number<T>>(to, columns) + sum[i][v] : sum[i][v], columns);
+            store_columns(to, load_columns<Number<T>>(to, columns) + sum[i][v], columns);
         }
 }
 
-// c[m][j] = (accumulate ? c[m][j] : 0) + sum over r of left_rows[r][m] * right_rows[r][j], m in [m_begin, m_end), j in [0, n).
+// A right side in panels, and where what it adds to a left side goes.
+template <class T> struct OuterRight {
+    const T* panels;
+    int n;
+    Number<T>* c;
+};
+
+// Units of a right side's panels, and of the rest.
+template <class T> static inline size_t outer_right_size(int n) { return ceil_divide(n, panel_width<T>()) * group_step<T, panel_width<T>()>(); }
+template <class T> static inline size_t outer_workspace(int n) { return outer_block / outer_rows * group_step<T, outer_rows>() + Unit<T>::scratch(n > outer_block ? n : outer_block); }
+
+// The panels of a right side: of at most outer_chunk rows of units.
+template <class T> static void pack_right(const Number<T>* const* rows, int count, int n, T* panels, T* workspace) {
+    pack_rows<T, panel_width<T>()>(rows, count, 0, n, panels, workspace + outer_block / outer_rows * group_step<T, outer_rows>());
+}
+
+// For each right side: c[m][j] += sum over r of left_rows[r][m] * right_rows[r][j], m in [m_begin, m_end), j in [0, n).
 // Threads share the work by ranges of m, each with a workspace of its own.
 template <class T>
-static void outer_sum(const Number<T>* const* left_rows, const Number<T>* const* right_rows, int rows, int m_begin, int m_end, int n, Number<T>* c,
-                      ptrdiff_t c_stride, bool accumulate, T* workspace) {
-    constexpr int W = panel_width<T>(), chunk = outer_chunk * Unit<T>::numbers;
-    T* const left = workspace;
-    T* const right = workspace + outer_block / outer_rows * group_step<T, outer_rows>();
-    T* const scratch = right + ceil_divide(n, W) * group_step<T, W>();
-    for (int row = 0; row == 0 || row < rows; row += chunk) {
-        const int count = smaller(chunk, rows - row), depth = ceil_divide(count, Unit<T>::numbers);
-        pack_rows<T, W>(right_rows + row, count, 0, n, right, scratch);
-        for (int block = m_begin; block < m_end; block += outer_block) {
-            const int columns = smaller(outer_block, m_end - block);
-            pack_rows<T, outer_rows>(left_rows + row, count, block, columns, left, scratch);
-            for (int j = 0; j < n; j += W)
+static void outer_sum(const Number<T>* const* left_rows, int rows, int m_begin, int m_end, const OuterRight<T>* rights, int count, ptrdiff_t c_stride, T* workspace) {
+    constexpr int W = panel_width<T>();
+    constexpr size_t left_step = group_step<T, outer_rows>();
+    const int depth = ceil_divide(rows, Unit<T>::numbers);
+    for (int block = m_begin; block < m_end; block += outer_block) {
+        const int columns = smaller(outer_block, m_end - block);
+        pack_rows<T, outer_rows>(left_rows, rows, block, columns, workspace, workspace + outer_block / outer_rows * left_step);
+        for (int side = 0; side < count; ++side)
+            for (int j = 0; j < rights[side].n; j += W)
                 for (int i = 0; i < columns; i += outer_rows)
-                    outer_tile(left + i / outer_rows * group_step<T, outer_rows>(), right + j / W * group_step<T, W>(), depth, columns - i, n - j,
-                               c + (block + i) * c_stride + j, c_stride, accumulate || row > 0);
-        }
+                    outer_tile(workspace + i / outer_rows * left_step, rights[side].panels + j / W * group_step<T, W>(), depth, columns - i, rights[side].n - j,
+                               rights[side].c + (block + i) * c_stride + j, c_stride);
     }
 }
 

@@ -12,7 +12,6 @@ template <class Element> struct Exact {
   using Unit = Element;
   static size_t packed(int n, int k) { return packed_size<T>(n, k); }
   static size_t multiply_workspace(int, int) { return 0; }
-  static size_t outer_workspace(int n) { return outer_sum_workspace<T>(n); }
   static size_t panel(int k) { return static_cast<size_t>(panel_width<T>()) * k; }
   static T* panel_memory(Unit* out, T*) { return out; }
   static void finish_panel(const T*, int, Unit*) {}
@@ -20,9 +19,6 @@ template <class Element> struct Exact {
   static void multiply(const Segment<T>* segments, int count, int rows, const Unit* panels, int n, const T* start, ptrdiff_t start_stride, T* c,
                        ptrdiff_t c_stride, Unit*) {
     rit::RIT_ISA::multiply(segments, count, rows, panels, n, start, start_stride, c, c_stride);
-  }
-  static void outer(const T* const* left, const T* const* right, int rows, int m_begin, int m_end, int n, T* c, ptrdiff_t c_stride, Unit* workspace) {
-    outer_sum(left, right, rows, m_begin, m_end, n, c, c_stride, true, workspace);
   }
 };
 
@@ -32,7 +28,6 @@ struct Rounded {
   using Unit = Pair;
   static size_t packed(int n, int k) { return packed_pairs(n, k); }
   static size_t multiply_workspace(int rows, int k) { return multiply_pairs_workspace(rows, k); }
-  static size_t outer_workspace(int n) { return outer_sum_pairs_workspace(n); }
   static size_t panel(int k) { return static_cast<size_t>(panel_width<T>()) * ((k + 1) / 2); }
   static T* panel_memory(Unit*, T* column) { return column; }
   static void finish_panel(const T* packed, int k, Unit* out) { to_pairs(packed, k, out); }
@@ -40,9 +35,6 @@ struct Rounded {
   static void multiply(const Segment<T>* segments, int count, int rows, const Unit* panels, int n, const T* start, ptrdiff_t start_stride, T* c,
                        ptrdiff_t c_stride, Unit* workspace) {
     multiply_pairs(segments, count, rows, panels, n, start, start_stride, c, c_stride, workspace);
-  }
-  static void outer(const T* const* left, const T* const* right, int rows, int m_begin, int m_end, int n, T* c, ptrdiff_t c_stride, Unit* workspace) {
-    outer_sum_pairs(left, right, rows, m_begin, m_end, n, c, c_stride, true, workspace);
   }
 };
 
