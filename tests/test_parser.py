@@ -1,0 +1,323 @@
+"""Parsing by a recursive network: searches beside all trees there are, margins, baselines, sentences and scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from comparison import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ritornello as rit
+from ritornello.data.brackets import parse_trees
+from ritornello.data.scenes import FEATURES, scenes
+from ritornello.errors import ArgumentError
+from ritornello.models.merging import Instances
+from ritornello.models.parser import Parser, SentenceParser, bracket_f1, branching, groups_of, region_f1, wrong_in
+from ritornello.structures import Forest, preorder
+
+F64 = torch.float64
+CELLS = {"tree-lstm": rit.cells.TreeLSTM, "lstm": rit.LSTM, "recursive": rit.cells.RecursiveNet}
+
+
+def parser(cell: str = "tree-lstm", seed: int = 0) -> Parser:
+    torch.manual_seed(seed)
+    made = Parser(CELLS[cell], 3, 4).to(F64)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    return made
+
+
+def in_brackets(trees: Forest) -> Forest:
+    return Forest.from_depths(preorder(trees)[1])
+
+
+# The naive twins: every derivation that there is.
+
+
+def state_of(made: Parser, tree: Any, x: torch.Tensor) -> tuple[Any, float]:
+    """The state of a nested pair of leaves, and the summed score of its merges."""
+    cell = made.unfold.cell
+    if isinstance(tree, int):
+        blank = cell.zero_state(1, x)
+        return cell(x[tree : tree + 1], *[blank] * (cell.slots or 1)), 0.0
+    (left, a), (right, b) = (state_of(made, part, x) for part in tree)
+    nodes, _ = made._compose(left, right)
+    return nodes, a + b + float(made.score(nodes[0]))
+
+
+def derivations(nodes: tuple[Any, ...], linked: frozenset[frozenset[int]], ids: tuple[int, ...]) -> Iterator[Any]:
+    """All trees over a graph, as nested pairs; the place of a node is its first leaf's."""
+    if len(nodes) == 1:
+        yield nodes[0]
+        return
+    for i in range(len(nodes)):
+        for j in range(i + 1, len(nodes)):
+            if frozenset((ids[i], ids[j])) in linked:
+                merged = tuple((nodes[i], nodes[j]) if k == i else node for k, node in enumerate(nodes) if k != j)
+                renamed = frozenset(frozenset(ids[i] if each == ids[j] else each for each in pair) for pair in linked)
+                left = frozenset(pair for pair in renamed if len(pair) == 2)
+                yield from derivations(merged, left, tuple(each for k, each in enumerate(ids) if k != j))
+
+
+def all_trees(neighbours: np.ndarray) -> set[Any]:
+    size = len(neighbours)
+    linked = frozenset(frozenset((i, j)) for i in range(size) for j in range(i) if neighbours[i, j])
+    return set(derivations(tuple(range(size)), linked, tuple(range(size))))
+
+
+def greedy_twin(made: Parser, neighbours: np.ndarray, x: torch.Tensor) -> Any:
+    """The best merge of all neighbours, again and again."""
+    size = len(neighbours)
+    nodes: dict[int, Any] = {i: i for i in range(size)}
+    linked = {(i, j) for i in range(size) for j in range(size) if neighbours[i, j]}
+    while len(nodes) > 1:
+        worth = {
+            (i, j): state_of(made, (nodes[i], nodes[j]), x)[1] - sum(state_of(made, nodes[k], x)[1] for k in (i, j))
+            for i, j in linked
+            if i < j
+        }
+        one, other = max(worth, key=lambda pair: worth[pair])
+        nodes[one] = (nodes[one], nodes.pop(other))
+        linked = {(one if i == other else i, one if j == other else j) for i, j in linked}
+        linked = {(i, j) for i, j in linked if i != j}
+    return next(iter(nodes.values()))
+
+
+def nested(trees: Forest, which: int) -> Any:
+    """A tree of leaves-first form as nested pairs."""
+    tree = trees[which]
+    leaves = {node: number for number, node in enumerate(tree.leaves.tolist())}
+
+    def visit(node: int) -> Any:
+        below = sorted((int(tree.slots[c]), c) for c in range(tree.nodes) if tree.parents[c] == node)
+        return tuple(visit(child) for _, child in below) if below else leaves[node]
+
+    return visit(int(tree.roots[0]))
+
+
+def random_graph(size: int, seed: int) -> np.ndarray:
+    """Connected: a random tree and some edges more."""
+    random = np.random.default_rng(seed)
+    found = np.zeros((size, size), bool)
+    for node in range(1, size):
+        found[node, random.integers(node)] = True
+    found |= random.random((size, size)) < 0.25
+    return (found | found.T) & ~np.eye(size, dtype=bool)
+
+
+def line(size: int) -> np.ndarray:
+    return Instances.lines([size]).neighbours[0]
+
+
+@pytest.mark.parametrize("cell", list(CELLS))
+@given(st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=3), st.integers(0, 10**6))
+@settings(max_examples=15)
+def test_the_greedy_search_merges_the_best_pair_again_and_again(
+    cell: str, kinds: list[tuple[int, bool]], seed: int
+) -> None:
+    made = parser(cell, seed)
+    graphs = [line(size) if is_line else random_graph(size, seed) for size, is_line in kinds]
+    x = torch.randn(sum(map(len, graphs)), 3, dtype=F64)
+    with torch.no_grad():
+        found = made.search(Instances.graphs(graphs), x)
+        scores = made(found.trees, x)
+        for number, (graph, own) in enumerate(zip(graphs, x.split([*map(len, graphs)]), strict=True)):
+            assert nested(found.trees, number) == greedy_twin(made, graph, own)
+    assert_close(torch.from_numpy(found.scores), scores)
+
+
+@pytest.mark.parametrize("how", ["beam", "chart"])
+@given(st.integers(2, 5), st.booleans(), st.integers(0, 10**6))
+@settings(max_examples=15)
+def test_with_room_for_all_hypotheses_the_best_of_all_trees_is_found(
+    how: str, size: int, is_line: bool, seed: int
+) -> None:
+    made, graph = parser(seed=seed), line(size) if is_line or how == "chart" else random_graph(size, seed)
+    x = torch.randn(size, 3, dtype=F64)
+    with torch.no_grad():
+        found = made.search(Instances.graphs([graph]), x, how, width=300)
+        totals = {tree: state_of(made, tree, x)[1] for tree in all_trees(graph)}
+        best = max(totals, key=lambda tree: totals[tree])
+    assert nested(found.trees, 0) == best
+    assert found.scores[0] == pytest.approx(totals[best], abs=1e-9)
+
+
+def test_a_wider_search_never_ends_lower_on_average() -> None:
+    made, sizes = parser(seed=3), np.arange(2, 12)
+    x = torch.randn(int(sizes.sum()), 3, dtype=F64)
+    means = {
+        how: made.search(Instances.lines(sizes), x, how, width=8).scores.mean() for how in ("greedy", "beam", "chart")
+    }
+    assert means["greedy"] <= means["beam"] + 1e-9
+    assert means["greedy"] < means["chart"]
+
+
+# Margins.
+
+
+GOLD = parse_trees("((a b) (c (d e))) ((a (b c)) d) (a b)", labelled=False).forest
+
+
+def gold_instances() -> Instances:
+    return Instances.lines([5, 4, 2], groups_of(GOLD))
+
+
+@pytest.mark.parametrize("how", ["greedy", "beam", "chart"])
+def test_among_right_merges_alone_the_right_tree_is_found(how: str) -> None:
+    made, x = parser(), torch.randn(11, 3, dtype=F64)
+    found = made.search(gold_instances(), x, how, width=4, only_right=True)
+    assert bracket_f1(in_brackets(found.trees), GOLD) == 1.0
+    assert wrong_in(found.trees, gold_instances()).tolist() == [0, 0, 0]
+    assert_close(made(found.trees, x), made(GOLD, x))
+
+
+def test_a_wrong_merge_crosses_a_group() -> None:
+    other = branching([5, 4, 2], "left")  # ((((a b) c) d) e), (((a b) c) d), (a b)
+    assert wrong_in(other, gold_instances()).tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("how", ["greedy", "chart"])
+def test_the_margin_is_the_difference_of_the_two_trees(how: str) -> None:
+    made, x, instances = parser(seed=5), torch.randn(11, 3, dtype=F64), gold_instances()
+    loss = made.margin(instances, x, penalty=0.7, how=how)
+    assert_close(loss, made.margin(instances, x, penalty=0.7, how=how, right=GOLD))
+    rival = made.search(instances, x, how, 1, penalty=0.7).trees
+    expected = made(rival, x) + 0.7 * torch.from_numpy(wrong_in(rival, instances)) - made(GOLD, x)
+    assert_close(loss, expected.clamp(min=0))
+    assert float(made.margin(instances, x, penalty=1e6, how=how)[0]) > 1e6  # then the wrongest tree is the rival
+    leaf = x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: made.margin(instances, x, penalty=0.7, how=how), (leaf,))
+
+
+# Learning.
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    """Noun phrases around a verb; adjectives belong to the noun behind them, "of" to the noun before it."""
+    random = np.random.default_rng(seed)
+    words = {"adjective": ["red", "old", "big"], "noun": ["cat", "dog", "tree"], "verb": ["sees", "likes"]}
+
+    def draw(kind: str) -> str:
+        return str(random.choice(words[kind]))
+
+    def noun(depth: int) -> str:
+        phrase = draw("noun")
+        for _ in range(random.integers(0, 3)):
+            phrase = f"({draw('adjective')} {phrase})"
+        return f"({phrase} (of {noun(depth - 1)}))" if depth and random.random() < 0.5 else phrase
+
+    return [f"({noun(1)} ({draw('verb')} {noun(1)}))" for _ in range(count)]
+
+
+@pytest.mark.parametrize("how", ["greedy", "chart"])
+def test_a_parser_learns_a_small_grammar(how: str) -> None:
+    torch.manual_seed(1)
+    train, test = (parse_trees(" ".join(sentences(count, seed)), labelled=False) for count, seed in ((150, 1), (60, 2)))
+    names = {name: number for number, name in enumerate(train.word_names)}
+    made = SentenceParser(len(names), rit.cells.TreeLSTM, embedding=8, context=8, hidden=12)
+    optimiser = torch.optim.Adam(made.parameters(), lr=0.02)
+
+    def read(trees: Any) -> tuple[torch.Tensor, np.ndarray, Forest]:
+        forest = trees.forest
+        sizes = np.bincount(forest.tree_of[forest.leaves])
+        ids = [names[trees.word_names[word]] for word in trees.words[forest.leaves]]
+        return torch.tensor(ids), sizes, forest
+
+    words, sizes, right = read(train)
+    for _ in range(30):
+        loss = made.margin(Instances.lines(sizes, groups_of(right)), made.features(words, sizes), right=right, how=how)
+        optimiser.zero_grad()
+        loss.mean().backward()
+        optimiser.step()
+    words, sizes, right = read(test)
+    with torch.no_grad():
+        found = made.search(Instances.lines(sizes), made.features(words, sizes), how, width=1)
+    baselines = [bracket_f1(branching(sizes, way), right) for way in ("left", "right", "balanced")]
+    assert bracket_f1(in_brackets(found.trees), right) > max(baselines) + 0.3 > 0.5
+
+
+def test_a_parser_learns_to_put_scenes_together() -> None:
+    torch.manual_seed(1)
+    made = Parser(partial(rit.LSTM, forget_bias=0.0), FEATURES, 24)
+    optimiser = torch.optim.Adam(made.parameters(), lr=0.02)
+
+    def read(count: int, seed: int) -> tuple[Instances, torch.Tensor]:
+        drawn = scenes(count, seed)
+        x = torch.from_numpy(np.concatenate([scene.features for scene in drawn]))
+        return Instances.graphs([s.neighbours for s in drawn], [s.groups for s in drawn]), x
+
+    instances, x = read(120, seed=1)
+    for _ in range(40):
+        loss = made.margin(instances, x, penalty=0.3)
+        optimiser.zero_grad()
+        loss.mean().backward()
+        optimiser.step()
+    instances, x = read(40, seed=2)
+    assert instances.groups is not None
+    with torch.no_grad():
+        trained = region_f1(made.search(instances._replace(groups=None), x).trees, instances.groups)
+        untrained = region_f1(
+            Parser(rit.LSTM, FEATURES, 24).search(instances._replace(groups=None), x).trees, instances.groups
+        )
+    assert trained > untrained + 0.15
+
+
+# Scores and messages.
+
+
+def test_brackets_by_hand() -> None:
+    right = parse_trees("((a b) (c d)) (a (b c))", labelled=False).forest
+    found = parse_trees("(a (b (c d))) (a (b c))", labelled=False).forest
+    assert bracket_f1(found, right) == pytest.approx(2 * 2 / (3 + 3))  # (c d) and (b c) of three each
+    for how, text in (("left", "(((a b) c) d)"), ("right", "(a (b (c d)))"), ("balanced", "((a b) (c d))")):
+        assert branching([4], how).parents.tolist() == parse_trees(text, labelled=False).forest.parents.tolist()
+
+
+def test_regions_by_hand() -> None:
+    groups = [np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]], bool)]
+    right = Forest.from_parents([[4, 4, 5, 5, 6, 6, -1]])  # ((0 1) (2 3))
+    wrong = Forest.from_parents([[6, 4, 4, 5, 5, 6, -1]])  # (0 ((1 2) 3))
+    assert region_f1(right, groups) == 1.0
+    assert region_f1(wrong, groups) == 0.0
+
+
+def test_scenes_are_what_they_say() -> None:
+    for scene in scenes(30, seed=4):
+        size = len(scene.features)
+        assert scene.neighbours.shape == (size, size)
+        assert not scene.neighbours.diagonal().any()
+        Instances.graphs([scene.neighbours])  # connected
+        for group in scene.groups:  # and so is each group
+            Instances.graphs([scene.neighbours[np.ix_(group, group)]])
+        assert scene.boxes[:, 2:].max() == 1.0
+        assert float(np.prod(scene.boxes[:, 2:] - scene.boxes[:, :2], 1).sum()) == pytest.approx(1.0)
+    assert all((a.features == b.features).all() for a, b in zip(scenes(3, 7), scenes(3, 7), strict=True))
+
+
+def test_messages() -> None:
+    made, x = parser(), torch.randn(4, 3, dtype=F64)
+    with pytest.raises(ArgumentError, match="Unknown search 'gredy': did you mean greedy"):
+        made.search(Instances.lines([4]), x, "gredy")
+    with pytest.raises(ArgumentError, match="width must be a positive integer, not 0"):
+        made.search(Instances.lines([4]), x, "beam", width=0)
+    with pytest.raises(ArgumentError, match="chart_search takes sentences, whose neighbours lie on a line"):
+        made.search(Instances.graphs([~np.eye(4, dtype=bool)]), x, "chart")
+    with pytest.raises(ArgumentError, match="Graph 0 falls apart: no way leads from leaf 0 to leaf 2"):
+        Instances.graphs(
+            [np.eye(4, k=1, dtype=bool) * [[1, 1, 0, 1]] | np.eye(4, k=-1, dtype=bool) * [[1], [1], [0], [1]]]
+        )
+    with pytest.raises(ArgumentError, match=r"Graph 0: neighbours of shape \(2, 3\) are no symmetric matrix"):
+        Instances.graphs([np.ones((2, 3), bool)])
+    with pytest.raises(ArgumentError, match="A parser merges two neighbours; TreeLSTM has 3 slots"):
+        Parser(partial(rit.cells.TreeLSTM, slots=3), 3, 4)
+    with pytest.raises(ArgumentError, match="Unknown branching 'up'"):
+        branching([3], "up")
+    apart = Instances.lines([3], [np.array([[True, False, True]])])
+    with pytest.raises(ArgumentError, match="Instance 0 cannot be merged rightly: a group of it falls apart"):
+        made.search(apart, x[:3], only_right=True)
