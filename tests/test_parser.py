@@ -190,7 +190,9 @@ def test_the_margin_is_the_difference_of_the_two_trees(how: str) -> None:
     rival = made.search(instances, x, how, 1, penalty=0.7).trees
     expected = made(rival, x) + 0.7 * torch.from_numpy(wrong_in(rival, instances)).double() - made(GOLD, x)
     assert_close(loss, expected.clamp(min=0))
-    assert float(made.margin(instances, x, penalty=1e6, how=how)[0]) > 1e6  # then the wrongest tree is the rival
+    assert (
+        float(made.margin(instances, x, penalty=1e6, how=how)[0].detach()) > 1e6
+    )  # then the wrongest tree is the rival
     leaf = x.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: made.margin(instances, x, penalty=0.7, how=how), (leaf,))
 
