@@ -28,6 +28,7 @@ def predict(
     from ritornello.data.brackets import format_trees
     from ritornello.data.text import chunks, find
     from ritornello.errors import ArgumentError
+    from ritornello.pictures import check_picture
     from ritornello.tasks import load
 
     model = load(run, cell=cell or None, device=device)
@@ -35,6 +36,8 @@ def predict(
         raise ArgumentError(f"{run} holds no model of trees; its task is {model.run.config['task']!r}.")
     if text and trees:
         raise ArgumentError("Give trees as text or as files (--trees), not both.")
+    if picture:
+        check_picture(picture)
     texts = ["".join(chunks(path)) for path in find(trees)] if trees else text or [sys.stdin.read()]
     number = 0
     for each in texts:

@@ -24,7 +24,13 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: str | Path) -> None:
-    """Writes a figure; the file's ending says how.
+    """Writes a figure; the file's ending says how. Errors as `check_picture`'s."""
+    check_picture(path)
+    figure.savefig(path, dpi=150)
+
+
+def check_picture(path: str | Path) -> None:
+    """Says what stands against a picture's file before it is drawn.
 
     Raises:
         ArgumentError: another ending than png, svg or pdf, or a folder that is not there.
@@ -35,4 +41,3 @@ def save(figure: Any, path: str | Path) -> None:
         raise ArgumentError(f"{str(path)!r} does not end in a kind of picture: {nearest(kind, KINDS)}.")
     if not path.parent.is_dir():
         raise ArgumentError(f"There is no folder {path.parent} to put {path.name} in.")
-    figure.savefig(path, dpi=150)
