@@ -5,6 +5,7 @@ Any device, any dtype, differentiable as often as the cell is. Every other execu
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -90,7 +91,7 @@ class _Table:
         self.request = request
         self.kind = type(request.entry)
         self.pieces: list[Any] = [request.blank, request.entry]
-        self.starts = [0, 1]
+        self.starts = array("q", [0, 1])
 
     def append(self, level: Level, state: Any) -> None:
         self.pieces.append(state)
@@ -109,13 +110,13 @@ class _Table:
         """The states of any rows; only the pieces that hold some of them are touched."""
         if not rows.numel():
             return self.kind(*(field[:0] for field in self.request.entry))
-        starts = torch.tensor(self.starts, device=rows.device)
+        starts = torch.frombuffer(self.starts, dtype=torch.int64).to(rows.device)
         piece_of = torch.searchsorted(starts, rows, right=True) - 1
         used, compact = piece_of.unique(return_inverse=True)
-        sizes = torch.tensor([len(self.pieces[piece][0]) for piece in used.tolist()], device=rows.device)
+        pieces = [self.pieces[piece] for piece in used.tolist()]
+        sizes = torch.tensor([len(piece[0]) for piece in pieces], device=rows.device)
         offsets = sizes.cumsum(0) - sizes
         index = (rows - starts[piece_of] + offsets[compact]).to(self.request.x.device)
-        pieces = [self.pieces[piece] for piece in used.tolist()]
         return self.kind(*(torch.cat(fields)[index] for fields in zip(*pieces, strict=True)))
 
     def rows(self, field: int) -> Tensor:
