@@ -222,7 +222,7 @@ def test_a_parser_learns_a_small_grammar(how: str) -> None:
     torch.manual_seed(1)
     train, test = (parse_trees(" ".join(sentences(count, seed)), labelled=False) for count, seed in ((150, 1), (60, 2)))
     names = {name: number for number, name in enumerate(train.word_names)}
-    made = SentenceParser(len(names), rit.cells.TreeLSTM, embedding=8, context=8, hidden=12)
+    made = SentenceParser(len(names), rit.cells.TreeLSTM, embedding=8, encoder=8, hidden=12)
     optimiser = torch.optim.Adam(made.parameters(), lr=0.02)
 
     def read(trees: Any) -> tuple[torch.Tensor, np.ndarray, Forest]:

@@ -1,4 +1,4 @@
-"""rit predict: labels for trees."""
+"""rit predict: labels for trees, trees for sentences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def predict(
     ] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
 ) -> None:
-    """Label the nodes of trees with a trained model: brackets with labels, a tree a line; and as pictures."""
+    """Label the nodes of trees, or put sentences into brackets: a tree a line, and as pictures."""
     from ritornello.data.brackets import format_trees
     from ritornello.data.text import chunks, find
     from ritornello.errors import ArgumentError
@@ -32,7 +32,7 @@ def predict(
     from ritornello.tasks import load
 
     model = load(run, cell=cell or None, device=device)
-    if not hasattr(model, "label"):
+    if not hasattr(model, "answer"):
         raise ArgumentError(f"{run} holds no model of trees; its task is {model.run.config['task']!r}.")
     if text and trees:
         raise ArgumentError("Give trees as text or as files (--trees), not both.")
@@ -41,7 +41,7 @@ def predict(
     texts = ["".join(chunks(path)) for path in find(trees)] if trees else text or [sys.stdin.read()]
     number = 0
     for each in texts:
-        found, shares = model.label(model.parse(each))
+        found, shares = model.answer(each)
         for line in format_trees(found):
             print(line)
         if picture:

@@ -10,6 +10,7 @@ import typer
 from ritornello.cli.options import given, with_options
 from ritornello.errors import ArgumentError
 from ritornello.tasks.language_model_config import LanguageModelConfig, TextConfig
+from ritornello.tasks.parse_config import ParserConfig, ParserTrainingConfig, TreebankConfig
 from ritornello.tasks.tree_config import TreeModelConfig, TreesConfig, TreeTrainingConfig
 from ritornello.training.config import TrainingConfig
 
@@ -52,6 +53,24 @@ def tree(
     display = Display(unit="nodes", shares={"valid_root": "roots", "valid_node": "nodes"})
     run = _trained(task, display, out, resume, overwrite, given(context, options))
     _report(run, "tree", out, {}, ("rit predict {run} '(not (very good))'", "rit evaluate {run} --text FILE"))
+
+
+@app.command("parse")
+@with_options(TreebankConfig, ParserConfig, ParserTrainingConfig)
+def parse(
+    context: typer.Context,
+    out: Out = "runs/parse",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    **options: Any,
+) -> None:
+    """Train a parser: it learns from bracketed trees to put other sentences into brackets."""
+    from ritornello.tasks import parse as task
+    from ritornello.training.display import Display
+
+    display = Display(unit="sentences", shares={"valid_f1": "F1"}, measure="margin")
+    run = _trained(task, display, out, resume, overwrite, given(context, options))
+    _report(run, "parse", out, {}, ("rit predict {run} 'the cat sees a dog'", "rit evaluate {run} --text FILE"))
 
 
 def _trained(task: Any, display: Any, out: str, resume: bool, overwrite: bool, options: dict[str, Any]) -> Any:

@@ -47,7 +47,7 @@ class ReferenceExecutor:
             if isinstance(level.source, int):
                 new = _chain_step(cell, x, table.consecutive(level.source, len(x)), factors)
             else:
-                new = _step(cell, x, table.gather(level.source), factors)
+                new = step_over(cell, x, table.gather(level.source), factors)
             table.append(level, new)
         fields = range(len(request.entry) if request.every_field else 1)
         return Result(tuple(table.rows(field) for field in fields), table.last())
@@ -135,8 +135,19 @@ def _chain_step(cell: Cell, x: Tensor, state: Any, damping: Tensor | None) -> An
     return _checked(cell, cell(x, before), state, (len(x),))
 
 
-def _step(cell: Cell, x: Tensor, state: Any, damping: Tensor | None) -> Any:
-    """One level of rows with any number of predecessors, on an axis of their own."""
+def step_over(cell: Cell, x: Tensor, state: Any, damping: Tensor | None = None) -> Any:
+    """One level of rows with any number of predecessors, on an axis of their own.
+
+    Args:
+        x: (rows, features).
+        state: fields (rows, predecessors, size).
+
+    Returns:
+        The new state, fields (rows, size).
+
+    Raises:
+        CellError: a cell for chains.
+    """
     predecessors = state[0].shape[1]
     if getattr(cell, "slots", None) is not None:
         children = [type(state)(*(field[:, slot] for field in state)) for slot in range(predecessors)]

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ritornello.cells.cell import meaning_of_total, over_predecessors
 from ritornello.cells.lstm import LSTM
 from ritornello.engine.unfold import Unfold
 from ritornello.errors import ArgumentError, nearest
+from ritornello.executors.reference import step_over
 from ritornello.models.merging import Found, Instances, beam_search, chart_search, wrong_merges
 from ritornello.nn import Bidirectional, Dropout
 from ritornello.structures import Forest, spans
 
-SEARCHES = ("greedy", "beam", "chart")
+SEARCHES = ("greedy", "beam", "chart")  # as in tasks/parse_config.py
 
 
 class Parser(nn.Module):
@@ -125,13 +125,8 @@ class Parser(nn.Module):
 
     def _compose(self, one: Any, other: Any) -> tuple[Any, Tensor]:
         cell = self.unfold.cell
-        x = one[0].new_zeros(len(one[0]), cell.input_size)
-        if cell.slots is not None:
-            new = cell(x, one, other)
-        else:
-            both = cell.State(*(torch.stack(field, 1) for field in zip(one, other, strict=True)))
-            with meaning_of_total(over_predecessors):
-                new = cell.State(*(field.squeeze(1) for field in cell(x[:, None], both)))
+        both = cell.State(*(torch.stack(field, 1) for field in zip(one, other, strict=True)))
+        new = step_over(cell, one[0].new_zeros(len(one[0]), cell.input_size), both)
         return new, self.score(new[0]).squeeze(-1)
 
 
@@ -142,7 +137,7 @@ class SentenceParser(Parser):
         vocabulary: how many words there are.
         cell: as `Parser`'s.
         embedding: features of a word's vector.
-        context: units of the LSTM in each direction.
+        encoder: units of the LSTM in each direction.
         hidden: features of a node's state.
         dropout: share zeroed, in training, of the words' vectors and features.
 
@@ -151,7 +146,7 @@ class SentenceParser(Parser):
 
     Example:
         >>> import ritornello as rit
-        >>> parser = SentenceParser(9, rit.cells.TreeLSTM, embedding=3, context=4, hidden=5)
+        >>> parser = SentenceParser(9, rit.cells.TreeLSTM, embedding=3, encoder=4, hidden=5)
         >>> parser.features(torch.tensor([1, 2, 3, 4, 5]), np.array([2, 3])).shape
         torch.Size([5, 8])
     """
@@ -162,21 +157,21 @@ class SentenceParser(Parser):
         cell: Callable[[int, int], nn.Module],
         *,
         embedding: int,
-        context: int,
+        encoder: int,
         hidden: int,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(cell, 2 * context, hidden)
+        super().__init__(cell, 2 * encoder, hidden)
         self.embed = nn.Embedding(vocabulary, embedding)
-        self.context = Bidirectional(LSTM(embedding, context), LSTM(embedding, context))
+        self.encoder = Bidirectional(LSTM(embedding, encoder), LSTM(embedding, encoder))
         self.dropout = Dropout(dropout)
 
     def features(self, words: Tensor, sizes: np.ndarray) -> Tensor:
-        """(words, 2 · context), from the words of sentences of these lengths."""
+        """(words, 2 · encoder), from the words of sentences of these lengths."""
         time, starts = int(sizes.max(initial=0)), sizes.cumsum() - sizes
         reach = np.minimum(starts + np.arange(time)[:, None], max(len(words) - 1, 0))  # padding reads any word
         x = self.dropout(self.embed(words[torch.from_numpy(reach).to(words.device)]))
-        outputs, _ = self.context(x, lengths=torch.from_numpy(sizes))
+        outputs, _ = self.encoder(x, lengths=torch.from_numpy(sizes))
         sentence, place = np.nonzero(np.arange(time) < sizes[:, None])
         return self.dropout(outputs)[torch.from_numpy(place), torch.from_numpy(sentence)]
 

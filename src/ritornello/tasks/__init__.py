@@ -18,10 +18,10 @@ def load(path: str | Path, **options: Any) -> Any:
     Raises:
         RunError: no such run, a damaged one, or one of another version or of an unknown task.
     """
-    from ritornello.tasks import language_model, tree
+    from ritornello.tasks import language_model, parse, tree
     from ritornello.training.run import Run
 
-    loaders: dict[str, Any] = {task.TASK: task.load for task in (language_model, tree)}
+    loaders: dict[str, Any] = {task.TASK: task.load for task in (language_model, tree, parse)}
     task = Run.open(path).config["task"]
     if task not in loaders:
         raise RunError(f"{path} holds the unknown task {task!r}: {nearest(task, loaders)}.")

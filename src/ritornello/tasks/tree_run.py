@@ -174,7 +174,11 @@ class TreeModelRun:
         Raises:
             DataError: brackets that do not fit, with line and column.
         """
-        return format_trees(self.label(self.parse(text))[0])
+        return format_trees(self.answer(text)[0])
+
+    def answer(self, text: str) -> tuple[Trees, np.ndarray]:
+        """The trees themselves, and the probabilities (nodes, classes)."""
+        return self.label(self.parse(text))
 
     def parse(self, text: str) -> Trees:
         """The trees of a text, as `predict` takes them."""

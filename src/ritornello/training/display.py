@@ -23,7 +23,8 @@ class Display:
     Args:
         console: where to; standard error by default, so that what a command prints can be piped.
         every: least seconds between two refreshes of the bar.
-        unit: what is counted: tokens, nodes.
+        unit: what is counted: tokens, nodes, sentences.
+        measure: what the loss is told in.
         shares: scores between 0 and 1 to tell beside the loss: their names in the row, and in the line.
     """
 
@@ -33,9 +34,10 @@ class Display:
         every: float = 0.1,
         unit: str = "tokens",
         shares: Mapping[str, str] | None = None,
+        measure: str = "nats",
     ) -> None:
         self.console = console or Console(stderr=True)
-        self._unit, self._shares = unit, dict(shares or {})
+        self._unit, self._shares, self._measure = unit, dict(shares or {}), measure
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -88,7 +90,7 @@ class Display:
         """After each evaluation."""
         self.console.print(
             f"step {row['step']:>6} · {clock(row['seconds'])} · train {row['train_loss']:.4f} · "
-            f"valid {row['valid_loss']:.4f} nats · "
+            f"valid {row['valid_loss']:.4f} {self._measure} · "
             + "".join(f"{told} {row[name]:.1%} · " for name, told in self._shares.items())
             + f"{row['tokens_per_second']:,.0f} {self._unit}/s"
             + (" · best so far" if best else ""),

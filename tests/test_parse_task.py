@@ -1,0 +1,108 @@
+"""`rit train parse`: runs of parsers, from trees in files to trees of other sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_parser import sentences
+
+import ritornello as rit
+from ritornello.errors import ArgumentError, CellError, DataError, RunError
+from ritornello.tasks import parse
+from ritornello.training.run import Run
+
+SMALL: dict[str, Any] = {
+    "labelled": False, "hidden": 12, "embedding": 8, "encoder": 8, "dropout": 0.0, "batch": 25, "lr": 0.02,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("trees")
+    for part, count, seed in (("train", 120, 1), ("valid", 40, 2), ("test", 40, 3)):
+        (folder / f"{part}.txt").write_text("\n".join(sentences(count, seed)))
+    return {part: str(folder / f"{part}.txt") for part in ("train", "valid", "test")}
+
+
+@pytest.fixture(scope="module")
+def run(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> parse.ParserRun:
+    return parse.train(tmp_path_factory.mktemp("runs") / "run", **files, **SMALL, epochs=6, evaluations=2)
+
+
+def test_a_run_learns_and_is_scored_beside_trees_that_know_nothing(run: parse.ParserRun, files: dict[str, str]) -> None:
+    found = run.evaluate("test")
+    assert found["f1"] > max(found["right"], found["left"], found["balanced"]) + 0.2
+    assert found["sentences"] == 40
+    assert run.parts() == ["train", "valid", "test"]
+    assert run.evaluate(files["test"]) == found
+    assert run.run.metrics()[-1]["valid_f1"] == pytest.approx(run.evaluate("valid")["f1"], abs=0.2)
+
+
+def test_predictions_keep_the_words_and_are_the_same_once_loaded(run: parse.ParserRun) -> None:
+    text = "red cat sees old dog\n\nnobody ( likes ) trees\nbig"
+    found = run.predict(text)
+    words = [line.replace("(", " ").replace(")", " ").split() for line in found]
+    assert words == [["red", "cat", "sees", "old", "dog"], ["nobody", "-LRB-", "likes", "-RRB-", "trees"], ["big"]]
+    assert found[0].count("(") == 4
+    again = rit.load(run.run.path)
+    assert isinstance(again, parse.ParserRun)
+    assert again.predict(text) == found
+
+
+def test_going_on_is_as_if_it_had_not_stopped(files: dict[str, str], tmp_path: Path) -> None:
+    options = {**files, **SMALL, "dropout": 0.3, "steps": 8, "evaluations": 4, "search": "greedy"}
+    whole = parse.train(tmp_path / "whole", **options)
+
+    class Stop(Exception):
+        pass
+
+    class Watch:
+        def preparing(self, *_: Any) -> None: ...
+        def update(self, *_: Any) -> None: ...
+        def evaluated(self, row: dict[str, Any], best: bool) -> None:
+            if row["step"] == 4:
+                raise Stop
+
+    with pytest.raises(Stop):
+        parse.train(tmp_path / "parts", watch=Watch(), **options)  # type: ignore[arg-type]
+    parts = parse.resume(tmp_path / "parts")
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert [row["valid_f1"] for row in parts.run.metrics()] == [row["valid_f1"] for row in whole.run.metrics()]
+    with pytest.raises(ArgumentError, match=r"search is 'greedy' in .* and cannot become 'chart'; leave it out"):
+        parse.resume(tmp_path / "parts", given={"search": "chart"})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"valid": ()}, ArgumentError, "There are no trees to be judged by: name files of them with --valid"),
+        ({"search": "chat"}, ArgumentError, "Unknown search 'chat': did you mean chart"),
+        ({"most": 1}, ArgumentError, "most must be at least 2, not 1"),
+        ({"cell": "tree-lstm(slots=3)"}, ArgumentError, "A parser merges two neighbours; TreeLSTM has 3 slots"),
+        (
+            {"cell": "peephole"},
+            CellError,
+            "PeepholeLSTM cannot run over 2 predecessors|PeepholeLSTM is a cell for chains",
+        ),
+        ({"labelled": True}, DataError, "line 1, column"),
+        ({"most": 2}, DataError, "no sentence has 2 to 2 words; give others, or a larger --most"),
+        ({"treshold": 1}, ArgumentError, "Unknown option 'treshold'"),
+    ],
+)
+def test_messages(options: dict[str, Any], error: type, message: str, files: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
+        parse.train(tmp_path / "run", **{**files, **SMALL, "steps": 1, **options})
+    assert not list(tmp_path.iterdir())  # nothing half-made is left
+
+
+def test_other_runs_and_empty_text(run: parse.ParserRun, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no word to put into brackets"):
+        run.predict(" \n")
+    with Run.prepare(tmp_path / "other", "language-model", {}):
+        pass
+    with pytest.raises(RunError, match="holds the task 'language-model'; expected 'parse'"):
+        parse.load(tmp_path / "other")
