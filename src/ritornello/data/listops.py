@@ -42,7 +42,7 @@ def listops(count: int, seed: int, *, deepest: int = 20, arguments: int = 5, lon
 
     Example:
         >>> listops(2, seed=3, deepest=2)
-        ['(9 (- (- [MAX 9) 5) ])', '(7 (- (- [MIN 7) (7 (- (- [SM 9) 8) ])) ])']
+        ['(1 (- (- (- (- [MIN 9) 7) 9) 1) ])', '(1 (- (- (- (- [SM 8) 3) 3) 7) ])']
         >>> value_of("[MED 3 1 [SM 9 4 ] ]")
         3
     """
