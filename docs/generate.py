@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 
 import ritornello as rit
-from ritornello.cells import CELLS
+from ritornello.cells import CELLS, TREE_CELLS
 from ritornello.engine import unfold as engine
 from ritornello.errors import ArgumentError, CellError
 from ritornello.executors import EXECUTORS, Request, choose
@@ -93,6 +93,8 @@ def outcome(kind: Callable[[int, int], rit.Cell], walk: dict | None, dtype: torc
             outputs = unfold(x, **options)[0] if walk is not None else unfold.over([[2, 2, -1]], x)[0]
         outputs.float().sum().backward()
     except CellError:
+        if cell.slots is not None:
+            return "no", "it tells its children apart, and a chain has none"
         return "no", "it is written for chains: it does not sum over predecessors with `ritornello.total`"
     except ArgumentError as error:
         return "no", str(error).replace(type(cell).__name__, "it").replace("2,2", "…").replace("0.1", "…")
@@ -102,7 +104,7 @@ def outcome(kind: Callable[[int, int], rit.Cell], walk: dict | None, dtype: torc
 def every_outcome() -> str:
     """A table for all cells that are alike: structures × adjoints; dtypes where they matter; reasons below."""
     alike: dict[tuple, list[str]] = {}
-    for name, kind in CELLS.items():
+    for name, kind in (CELLS | TREE_CELLS).items():
         key = tuple(
             outcome(kind, walk, dtype, adjoint) for walk in WALKS.values() for adjoint in ADJOINTS for dtype in DTYPES
         )

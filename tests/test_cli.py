@@ -26,6 +26,7 @@ from ritornello.cli.app import app
 from ritornello.cli.options import described
 from ritornello.errors import DataError, RunError
 from ritornello.tasks import language_model
+from ritornello.tasks import tree as tree_task
 from ritornello.training.config import TrainingConfig
 from ritornello.training.log import Log
 from ritornello.training.run import Run
@@ -108,7 +109,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("words", [["--help"], ["train", "lm", "--help"], ["sample", "-h"]])
+    @pytest.mark.parametrize(
+        "words", [["--help"], ["train", "lm", "--help"], ["train", "tree", "-h"], ["sample", "-h"], ["predict", "-h"]]
+    )
     def test_imports_nothing_heavy(self, words):
         code = f"""
             import sys
@@ -128,7 +131,7 @@ class TestHelp:
         assert (done.returncode, done.stderr) == (0, "")
         assert "Usage: rit" in done.stdout
 
-    @pytest.mark.parametrize("words", [["train", "lm"], ["sample"], ["evaluate"]])
+    @pytest.mark.parametrize("words", [["train", "lm"], ["train", "tree"], ["sample"], ["evaluate"]])
     def test_every_option_shows_its_default_and_says_what_it_is(self, words, succeeds, monkeypatch):
         monkeypatch.setenv("COLUMNS", "400")
         shown = {line.split()[1]: line for line in succeeds(*words, "--help").splitlines() if line.startswith("│ --")}
@@ -141,10 +144,11 @@ class TestHelp:
             assert "[default: " in shown[option.opts[0]], option.opts
             assert len(option.help) > 8
 
-    def test_flags_that_all_tasks_share(self, succeeds, monkeypatch):
+    @pytest.mark.parametrize("verb", ["lm", "tree"])
+    def test_flags_that_all_tasks_share(self, verb, succeeds, monkeypatch):
         monkeypatch.setenv("COLUMNS", "400")
-        shown = succeeds("train", "lm", "--help")
-        shared = "out steps epochs minutes seed device precision train valid test cell layers hidden batch lr threads"
+        shown = succeeds("train", verb, "--help")
+        shared = "out steps epochs minutes seed device precision train valid test cell hidden batch lr threads"
         assert all(f"--{name} " in shown for name in [*shared.split(), "resume", "overwrite"])
 
     def test_what_the_docstring_says_of_each_field_is_its_help(self):
@@ -274,6 +278,174 @@ class TestRoundTrip:
         said = succeeds("evaluate", trained, long)
         assert said.count(f"{rit.load(trained).evaluate('valid')['loss']:.4f}") == 2
         assert "…" not in said
+
+
+TREES = ["(1 (1 good) (1 film))", "(0 (0 not) (1 (1 good) (1 film)))", "(1 (0 not) (0 (0 bad) (1 film)))"]
+SMALL_TREES = ("--steps", "4", "--hidden", "6", "--embedding", "5", "--batch", "3", "--evaluations", "2")
+
+
+@pytest.fixture(scope="module")
+def trained_trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trees")
+    (folder / "trees.txt").write_text("\n".join(TREES * 3))
+    files = {"train": folder / "trees.txt", "valid": folder / "trees.txt"}
+    tree_task.train(folder / "run", **files, steps=4, hidden=6, embedding=5, batch=3)
+    return folder / "run"
+
+
+class TestTrees:
+    @pytest.fixture(autouse=True)
+    def _files(self, shell):
+        Path("trees.txt").write_text("\n".join(TREES * 3))
+
+    def test_train_predict_evaluate_info(self, succeeds):
+        files = ("--train", "trees.txt", "--valid", "trees.txt", "--test", "trees.txt")
+        said = succeeds("train", "tree", *files, *SMALL_TREES, "--out", "run")
+        for part in ("run (valid)", "run (test)", "nats/node", "all nodes", "rit predict run '(not (very good))'"):
+            assert part in said
+        assert "run (train)" not in said
+
+        model = rit.load("run")
+        lines = "".join(f"{line}\n" for line in model.predict("\n".join(TREES)))
+        assert succeeds("predict", "run", *TREES) == lines
+        assert succeeds("predict", "run", stdin="\n".join(TREES).encode()) == lines
+        Path("some.txt").write_text("\n".join(TREES))
+        assert succeeds("predict", "run", "--trees", "some.txt") == lines
+        assert succeeds("predict", "run", "not a film", "good") == "".join(
+            f"{line}\n" for line in model.predict("not a film\ngood")
+        )
+
+        found = json.loads(succeeds("evaluate", "run", "--json"))["run"]
+        assert found == model.evaluate("valid")
+        assert f"{found['root']:.1%}" in succeeds("evaluate", "run", "--text", "trees.txt")
+        about = succeeds("info", "run")
+        assert "model='tree', cell='tree-lstm'" in about
+        assert "valid_root_error" in about
+
+    def test_classes_and_other_options(self, succeeds):
+        words = ("train", "tree", "--train", "trees.txt", "--valid", "trees.txt", *SMALL_TREES, "--overwrite")
+        succeeds(*words, "--classes", "0", "--classes", "1", "--binarise", "left", "--collapse", "--least", 2)
+        assert rit.load("runs/tree").read.config.classes == ("0", "1")
+        said = succeeds(*words, "--model", "sequence", "--cell", "gru", "--optimiser", "adam", "--lr", 0.01)
+        assert "runs/tree (valid)" in said
+
+    def test_pictures(self, succeeds, trained_trees):
+        succeeds("predict", trained_trees, "(not good)", "--picture", "one.png")
+        succeeds("predict", trained_trees, "(not good) (bad)", "(film)", "--picture", "many.svg")
+        assert sorted(os.listdir()) == [*("many-1.svg", "many-2.svg", "many-3.svg", "one.png", "text.txt", "trees.txt")]
+        assert Path("one.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_two_tasks_side_by_side_have_a_table_each(self, succeeds, trained, trained_trees):
+        said = succeeds("evaluate", trained, trained_trees, trained)
+        assert said.index("nats/token") < said.index("nats/node")
+        rows = json.loads(succeeds("evaluate", trained, trained_trees, "--json"))
+        assert [set(row) >= {"loss", "root"} for row in rows.values()] == [False, True]
+
+    def test_a_foreign_cell_must_be_named_again(self, succeeds, fails):
+        Path("mine.py").write_text("import ritornello as rit\nclass Mine(rit.cells.TreeGRU):\n    pass\n")
+        files = ("--train", "trees.txt", "--valid", "trees.txt")
+        said = succeeds("train", "tree", *files, *SMALL_TREES, "--cell", "mine.py:Mine", "--out", "run")
+        assert "rit predict run --cell mine.py:Mine '(not (very good))'" in said
+        for verb in ("predict", "evaluate"):
+            assert "name it again with --cell mine.py:Mine" in fails(verb, "run")
+        assert succeeds("predict", "run", "(good)", "--cell", "mine.py:Mine").startswith("(")
+
+    def test_ctrl_c(self, shell, succeeds, monkeypatch):
+        words = ("train", "tree", "--train", "trees.txt", "--valid", "trees.txt", *SMALL_TREES, "--out")
+        loss, calls = tree_task.TreeTask.loss, []
+
+        def interrupted(self: Any, *args: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 4:  # the first sees whether all fits
+                os.kill(os.getpid(), signal.SIGINT)
+            return loss(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tree_task.TreeTask, "loss", interrupted)
+            answer = shell(*words, "run")
+        assert answer.status == 130
+        assert answer.out == "Stopped; all is kept. Go on with: rit train tree --resume --out run\n"
+        succeeds("train", "tree", "--resume", "--out", "run")
+        succeeds(*words, "whole")
+        assert Path("run/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--train", "open.txt"], "open.txt, line 2, column 1: the tree that begins here does not end: 1 closing"),
+            (["--valid", "strange.txt"], "strange.txt, line 1, column 5: the label is '7': Known: 0, 1"),
+            (["--valid", "wide.txt"], "tree 0 of the valid part has a node with 3 children, and the cell 2 slots"),
+            (["--valid", "nowhere"], "nowhere: there is no such file or folder"),
+            (["--train", "empty.txt"], "empty.txt: this file is empty"),
+            (["--classes", "0", "--classes", "5"], "classes names the label '5'; the trees have 0, 1."),
+            (["--classes", "0 1", "--classes", "1"], "classes is ['0 1', '1']: '1' stands in two."),
+            (["--binarise", "top"], "Unknown side 'top' of --binarise"),
+            (["--cell", "peephole"], "PeepholeLSTM is a cell for chains"),
+            (["--cell", "tree-lstm", "--model", "sequence"], "TreeLSTM tells 2 children apart, a chain has none"),
+            (["--layers", "2"], "No such option: --layers"),
+            (["--resume"], "There is no run run; rit train makes one"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_mistakes_in_training(self, words, message, fails):
+        for name, text in {
+            "open.txt": "(1 good)\n(0 (0 not)",
+            "strange.txt": "(1 (7 a) (0 b))",
+            "wide.txt": "(1 a b c)",
+            "empty.txt": "",
+        }.items():
+            Path(name).write_text(text)
+        given = {"--train": "trees.txt", "--valid": "trees.txt", "--out": "run"}
+        rest = [word for name, value in given.items() if name not in words for word in (name, value)]
+        assert message in fails("train", "tree", *rest, *SMALL_TREES, *words)
+
+    def test_without_trees_to_be_judged_by(self, fails):
+        assert fails("train", "tree", "--train", "trees.txt") == (
+            "There are no trees to be judged by: name files of them with --valid."
+        )
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["predict", "LM", "(a b)"], "holds no model of trees; its task is 'language-model'."),
+            (["sample", "TREES"], "holds no language model; its task is 'tree'."),
+            (["evaluate", "TREES", "--window", "5"], "--window is for texts; "),
+            (["evaluate", "LM", "TREES", "--lanes", "1"], "--lanes is for texts; "),
+            (["evaluate", "TREES", "--part", "test"], "has no test part; it has train, valid."),
+            (
+                ["evaluate", "TREES", "--text", "text.txt"],
+                "text.txt, line 1, column 1: this stands outside",
+            ),
+            (["predict", "TREES", "(a b)", "--picture", "a.gif"], "'a.gif' does not end in a kind of picture: "),
+            (["predict", "TREES", "(a b)", "--picture", "no/a.png"], "There is no folder no to put a.png in."),
+            (
+                ["predict", "TREES", "(a b)", "--trees", "trees.txt"],
+                "Give trees as text or as files (--trees), not",
+            ),
+            (["predict", "TREES", "--trees", "open.txt"], "open.txt, line 1, column 4: the tree that begins here does"),
+            (["predict", "TREES", "(a b)", "(a b c)", "--picture", "a.png"], "tree 0 has a node with 3 children"),
+            (["predict", "TREES", "(a (b)"], "text, line 1, column 1: the tree that begins here does not end"),
+            (["predict", "TREES", " "], "text: there is no tree in it"),
+            (["predict", "TREES"], "stdin.txt: this file is empty"),
+            (["predict", "TREES", "(a b)", "--device", "abacus"], "Device 'abacus' cannot be used here"),
+            (["predict", "nowhere", "(a b)"], "There is no run nowhere"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_mistakes_in_other_verbs(self, words, message, fails, trained, trained_trees):
+        Path("open.txt").write_text("(a)(b")
+        places = {"LM": trained, "TREES": trained_trees}
+        assert message in fails(*(places.get(word, word) for word in words))
+
+    def test_what_is_piped_in_must_be_utf_8(self, shell, trained_trees):
+        answer = shell("predict", trained_trees, stdin=b"(caf\xe9 noir)")
+        assert (answer.status, answer.out) == (2, "")
+        assert "stdin.txt: byte 4 is 0xe9, where the file stops being UTF-8" in answer.error
+
+    def test_without_matplotlib_nothing_is_printed(self, fails, trained_trees, monkeypatch):
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        message = fails("predict", trained_trees, "(a b)", "--picture", "a.png")
+        assert message == "Pictures need matplotlib: pip install 'ritornello[pictures]'."
 
 
 class TestSample:

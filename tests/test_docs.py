@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import ritornello as rit
-from ritornello.cells import CELLS, Jordan, TeacherForced
+from ritornello.cells import CELLS, TREE_CELLS, Jordan, TeacherForced
 from ritornello.errors import CellError
 
 ROOT = Path(__file__).parent.parent
@@ -22,11 +22,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(python|console)( file=(\S+))?\n(.*?)^```$", re.M | re.S)
 OTHERS = r"lightning|datasets|torch\.utils\.data"  # whose warnings are not for us to mend
 TEXT = "Once upon a time there was a small cell, and it went round and round. " * 40
+TREES = "(1 (1 good) (1 film))\n(0 (0 not) (1 (1 good) (1 film)))\n(1 (1 not) (0 (0 dull) (1 film)))\n" * 4
 SMALL = "--steps 12 --hidden 16 --batch 4"
 SCRIPT = rf"{sys.executable} {ROOT}/benchmarks/\1"
 SHORTER = {  # what takes minutes on the page, and what the test runs in its place
     r"--minutes \S+": SMALL,
     r"(rit train lm --train FILE.txt --out \S+)$": rf"\1 {SMALL}",
+    r"(rit train tree --train TREES.txt [^\n]*?)( --epochs 20)?$": r"\1 --steps 4 --hidden 16 --embedding 16",
+    r"python docs/(draw_tree.py)": rf"{sys.executable} {ROOT}/docs/\1 tree.png",
     r"python benchmarks/(parity.py) .*": rf"{SCRIPT} --text FILE.txt --steps 12 --seeds 1",
     r"python benchmarks/(long_memory.py) --task (\S+) .* --out": rf"{SCRIPT} --task \2 --time 10 --steps 12 --out",
     r"python benchmarks/(long_memory.py) --out": rf"{SCRIPT} --out",
@@ -45,6 +48,8 @@ def rit_on_path(tmp_path, monkeypatch):
     """A folder with the texts that the pages name, and `rit` on the path."""
     for name in ("FILE.txt", "OTHER.txt"):
         (tmp_path / name).write_text(TEXT)
+    for name in ("TREES.txt", "OTHER-TREES.txt"):
+        (tmp_path / name).write_text(TREES)
     command = tmp_path / "bin" / "rit"
     command.parent.mkdir()
     command.write_text(f"#!{sys.executable}\nfrom ritornello.cli import main\nmain()\n")
@@ -81,7 +86,8 @@ def test_page_runs(page, rit_on_path, monkeypatch):
         else:
             for line in re.findall(r"^\$ (.*)$", code, re.M):
                 run_command(line)
-    sys.modules.pop("my_cell", None)
+    for name in ("my_cell", "my_tree_cell"):
+        sys.modules.pop(name, None)
 
 
 def test_every_block_is_found():
@@ -136,6 +142,27 @@ def test_the_table_of_cells_is_as_they_are(capsys):
     rit.explain(TeacherForced(Jordan(3, 4, output_size=2)))
     printed = capsys.readouterr().out
     assert "".join(re.findall(r"^# (.*\n)", page, re.M)[1:]) in printed
+
+
+def test_the_table_of_tree_cells_is_as_they_are():
+    page = (ROOT / "docs" / "choose-a-cell.md").read_text("utf-8").partition("\n## Over trees\n")[2]
+    rows = re.findall(r"^\| `(\S+)` \| `(\w+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", page, re.M)
+    assert [name for name, *_ in rows] == list(TREE_CELLS)
+    for name, kind, formula in rows:
+        assert TREE_CELLS[name].__name__ == kind
+        code = re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", formula.replace("²", "**2").replace("³", "**3"))
+        for inputs, hidden in ((3, 4), (7, 8), (2, 12)):
+            numbers = sum(parameter.numel() for parameter in TREE_CELLS[name](inputs, hidden).parameters())
+            assert eval(code, {"I": inputs, "H": hidden}) == numbers, name
+
+
+def test_the_drawn_tree_is_as_its_script_draws_it(tmp_path):
+    pixels = pytest.importorskip("matplotlib.image").imread
+    page, drawn = ROOT / "docs" / "pictures" / "tree.png", tmp_path / "tree.png"
+    subprocess.run([sys.executable, str(ROOT / "docs" / "draw_tree.py"), str(drawn)], check=True)
+    assert page.stat().st_size < 60_000
+    assert pixels(page).shape == pixels(drawn).shape
+    assert abs(pixels(page) - pixels(drawn)).mean() < 0.01  # fonts may be drawn otherwise elsewhere
 
 
 def test_demo_runs(rit_on_path):

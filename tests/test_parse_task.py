@@ -100,7 +100,7 @@ def test_messages(options: dict[str, Any], error: type, message: str, files: dic
 
 
 def test_other_runs_and_empty_text(run: parse.ParserRun, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="There is no word to put into brackets"):
+    with pytest.raises(DataError, match="text: there is no word to put into brackets"):
         run.predict(" \n")
     with Run.prepare(tmp_path / "other", "language-model", {}):
         pass

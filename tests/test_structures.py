@@ -28,6 +28,8 @@ from ritornello.structures import (
     row_levels,
     row_sources,
     segments,
+    spans,
+    subtree_sizes,
 )
 
 
@@ -396,7 +398,14 @@ def test_depths_and_nested_lists(given_depths: list[int]) -> None:
         path = [*path[:depth], len(tree)]
         tree.append(path[-2] if depth else -1)
     expected = Forest.from_parents(batch)
-    assert_same(Forest.from_depths(given_depths), expected)
+    made = Forest.from_depths(given_depths)
+    assert_same(made, expected)
+    starts, lengths = spans(made)
+    wanted, before = [], 0
+    for shape in shapes(made, list(range(made.nodes))):
+        wanted += spanned(shape, before)
+        before += leaf_count(shape)
+    assert list(zip(starts.tolist(), lengths.tolist(), strict=True)) == wanted
     lists = [nested(tree) for tree in batch]
     found, leaves = Forest.from_nested(lists)
     assert_same(found, expected)
@@ -435,6 +444,23 @@ def in_order(shape: Shape, depth: int = 0) -> list[tuple[int, int]]:
     return [(shape[0], depth), *(found for child in shape[1] for found in in_order(child, depth + 1))]
 
 
+def everywhere(shape: Shape) -> list[Shape]:
+    return [shape, *(found for child in shape[1] for found in everywhere(child))]
+
+
+def leaf_count(shape: Shape) -> int:
+    return sum(map(leaf_count, shape[1])) or 1
+
+
+def spanned(shape: Shape, start: int) -> list[tuple[int, int]]:
+    """Where each node's leaves begin, and how many they are, in the order of opening brackets."""
+    found = [(start, leaf_count(shape))]
+    for child in shape[1]:
+        found += spanned(child, start)
+        start += leaf_count(child)
+    return found
+
+
 @given(st.lists(slotted_trees(), max_size=4))
 @example([Slotted([5, 5, 5, 5, 5, -1], [3, 0, 4, 1, 2, -1])])
 @example([Slotted([1, 2, -1], [2, 0, -1])])
@@ -445,6 +471,13 @@ def test_trees_made_of_trees(batch: list[Slotted]) -> None:
     assert list(zip(nodes.tolist(), depths.tolist(), strict=True)) == [
         found for shape in expected for found in in_order(shape)
     ]
+    sizes = {shape[0]: len(in_order(shape)) for tree in expected for shape in everywhere(tree)}
+    assert subtree_sizes(made).tolist() == [sizes[node] for node in range(made.nodes)]
+    if nodes.tolist() == sorted(nodes.tolist()):
+        assert len(spans(made)[0]) == made.nodes
+    else:
+        with pytest.raises(ArgumentError, match=r"^Spans are of trees whose nodes stand in the order of opening"):
+            spans(made)
     for side in ("left", "right"):
         two, origin = binarise(made, side)
         assert shapes(two, origin.tolist()) == [two_by_two(shape, side) for shape in expected]
@@ -470,6 +503,8 @@ def test_deep_and_many() -> None:
     order, depths = preorder(made)
     assert order.tolist() == list(range(size))
     assert depths.max() == 50_000
+    assert subtree_sizes(made)[:3].tolist() == [size, 1, size - 2]
+    assert spans(made)[1][:3].tolist() == [50_001, 1, 50_000]
     while isinstance(lists, list):  # Python itself frees nested lists recursively
         lists = lists[1]
     leaves = Forest.from_parents([[-1]] * 10_000)

@@ -46,6 +46,8 @@ TIMES = ("seconds", "epoch_seconds", "tokens_per_second")
 class Regression:
     """Linear regression on windows of as many rows as `sizes` says: a task that the loop was not written for."""
 
+    criterion = "valid_loss"
+
     def __init__(self, sizes: tuple[int, ...] = (4, 4, 4)) -> None:
         generator = torch.Generator().manual_seed(1)
         rows = torch.randn(sum(sizes) + 8, 4, generator=generator, dtype=torch.float64)
@@ -72,6 +74,8 @@ class Regression:
 
 class Slope:
     """A loss whose gradient is always `gradient`, and validation losses as they were written down."""
+
+    criterion = "valid_loss"
 
     def __init__(
         self, gradient: list[float], *, windows: int = 4, valid: list[float] | None = None, bad: int | None = None
@@ -216,6 +220,9 @@ def by_hand(optimiser: str, model: nn.Linear, task: Regression, updates: int, o:
                 state["v"] = o.beta2 * state["v"] + (1 - o.beta2) * g**2
                 m, v = state["m"] / (1 - o.beta1**t), state["v"] / (1 - o.beta2**t)
                 w = w - o.lr * m / (v.sqrt() + 1e-8)
+            elif optimiser == "adagrad":
+                state["v"] = state["v"] + g**2
+                w = w - o.lr * g / (state["v"].sqrt() + 1e-10)
             elif optimiser == "rmsprop":
                 state["v"] = 0.99 * state["v"] + 0.01 * g**2
                 state["m"] = o.momentum * state["m"] + g / (state["v"].sqrt() + 1e-8)
@@ -228,7 +235,7 @@ def by_hand(optimiser: str, model: nn.Linear, task: Regression, updates: int, o:
 
 
 class TestOptimisers:
-    @pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw", "rmsprop"])
+    @pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw", "adagrad", "rmsprop"])
     @pytest.mark.parametrize(
         "options", [{"momentum": 0.0}, {"momentum": 0.8, "weight_decay": 0.1, "beta1": 0.7, "beta2": 0.8}]
     )
@@ -241,7 +248,7 @@ class TestOptimisers:
         assert_close(ours.weight, theirs.weight)
         assert_close(ours.bias, theirs.bias)
 
-    @pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw", "rmsprop"])
+    @pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw", "adagrad", "rmsprop"])
     def test_weight_decay_touches_matrices_only(self, run, optimiser):
         model, task = linear(), Regression()
         before = [parameter.detach().clone() for parameter in model.parameters()]
@@ -338,6 +345,45 @@ def test_each_group_is_clipped_by_its_own_norm(groups, scales):
         assert_close(parameter.grad, gradient * scale)
 
 
+def words(sparse: bool) -> nn.Module:
+    """Rows of an embedding, some of them read twice and most never, into a layer."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Embedding(50, 6, sparse=sparse), nn.Linear(6, 4))
+    ids = torch.tensor([3, 7, 3, 3, 49])
+    for _ in range(2):  # gradients that are added up
+        (model(ids).square().sum() * 30).backward()
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"clip_norm": 0.5}, {"clip_norm": 1e9}, {"clip_value": 0.7}, {"clip_value": 1.5, "clip_norm": 2.0}],
+    ids=str,
+)
+@pytest.mark.parametrize("groups", ["all", "tensor"])
+def test_sparse_gradients_are_clipped_as_torch_clips_dense_ones(options, groups):
+    ours, theirs = words(sparse=True), words(sparse=False)
+    config = TrainingConfig(steps=1, optimiser="adagrad", clip_groups=groups, **{"clip_norm": 0.0, **options})
+    clip(make_optimiser(ours, config), config)
+    parameters = list(theirs.parameters())
+    if config.clip_value:
+        nn.utils.clip_grad_value_(parameters, config.clip_value)
+    if config.clip_norm:
+        for together in [parameters] if groups == "all" else [[parameter] for parameter in parameters]:
+            nn.utils.clip_grad_norm_(together, config.clip_norm)
+    assert ours[0].weight.grad.is_sparse
+    for one, other in zip(ours.parameters(), parameters, strict=True):
+        assert_close(one.grad.to_dense(), other.grad)
+
+
+def test_weight_decay_does_not_fall_on_rows_that_were_not_read():
+    model = words(sparse=True)
+    before = model[0].weight.detach().clone()
+    make_optimiser(model, TrainingConfig(steps=1, optimiser="adagrad", weight_decay=0.5)).step()
+    changed = (model[0].weight != before).any(1)
+    assert changed.nonzero().flatten().tolist() == [3, 7, 49]
+
+
 def test_groups_to_clip_that_there_are_not():
     with pytest.raises(ArgumentError, match=r"^Unknown clip_groups 'tensors': did you mean tensor\? Known: all, group"):
         TrainingConfig(clip_groups="tensors")
@@ -398,6 +444,23 @@ class TestBudget:
     def test_evaluations(self, run, steps, evaluations, at):
         fit(Slope([1.0]), nn.Linear(1, 1, bias=False), run, steps=steps, evaluations=evaluations)
         assert [row["step"] for row in run.metrics()] == at
+
+
+class TestCriterion:
+    def test_the_weights_that_are_kept_are_the_best_by_the_task_s_own_score(self, run, capsys):
+        task = Slope([1.0], valid=[4.0, 3.0, 2.0, 1.0])
+        task.criterion, task.errors = "valid_error", iter([0.5, 0.2, 0.2, 0.4])
+        evaluate = task.evaluate
+        task.evaluate = lambda model: evaluate(model) | {"valid_error": next(task.errors)}
+        model = nn.Linear(1, 1, bias=False)
+        progress, watch = fit(task, model, run, steps=4, evaluations=4)
+        assert watch.best == [True, True, False, False]
+        assert (progress.best_step, progress.best_score, progress.waiting) == (2, 0.2, 2)
+        kept, about = read_tensors(run.model_file)
+        assert about == {"step": 2, "valid_loss": 3.0}
+        assert torch.equal(kept["weight"], watch.weights[1])
+        info(str(run.path))
+        assert "best                  valid_loss 3.0000, valid_error 0.2000" in capsys.readouterr().out
 
 
 class TestPatience:

@@ -233,6 +233,17 @@ def test_labels() -> None:
     assert parse_trees("(a b)", labelled=False, label_names=["x"]).label_names == ("x",)
 
 
+def test_labels_in_groups() -> None:
+    trees = parse_trees("(0 (1 a) (2 b)) (4 (3 c) d)").grouped([["3", "4"], ["0", "7"]])
+    assert (trees.labels.tolist(), trees.label_names) == ([1, -1, -1, 0, 0, -1], ("3+4", "0+7"))
+    assert format_trees(trees[1]) == ["(3+4 (3+4 c) d)"]
+
+
+def test_errors_name_the_source() -> None:
+    with pytest.raises(DataError, match=r"^a letter, line 1, column 1: the tree that begins here does not end"):
+        parse_trees("(1 a", source="a letter")
+
+
 def test_files(tmp_path: Path) -> None:
     for name, text in {"a.txt": "\ufeff(1 x)\n", "b.txt": "(0 (1 y) (1 x))"}.items():
         (tmp_path / name).write_text(text, "utf-8")

@@ -42,15 +42,16 @@ def evaluate(
         raise ArgumentError(f"--part is {part!r}; it must be train, valid or test (a file is given by --text).")
     how = given(context, {"window": window, "lanes": lanes, "most": most})
     rows: dict[str, dict[str, float]] = {}
-    columns: dict[str, tuple[str, str]] = {}
+    tables: dict[str, tuple[Any, list[str]]] = {}  # for each task, for they score by other numbers
     for run in runs:
         model: Any = load(run, cell=cell or None, device=device)
         for option in how:
             if option not in model.scoring:
                 raise ArgumentError(f"--{option} is for texts; {run} holds a run of another task.")
         rows[run] = model.evaluate(text or part, **how)
-        columns |= model.columns
+        tables.setdefault(model.run.config["task"], (model.columns, []))[1].append(run)
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        Console().print(score_table(rows, columns))
+        for columns, names in tables.values():
+            Console().print(score_table({name: rows[name] for name in names}, columns))

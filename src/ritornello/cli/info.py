@@ -54,14 +54,16 @@ def _run(path: str) -> dict[str, Any]:
     for section, values in found.config.items():
         if isinstance(values, dict):
             rows[section] = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    kept = None
     if found.model_file.exists():
         tensors, about = read_tensors(found.model_file)
         rows["numbers in the model"] = f"{sum(tensor.numel() for tensor in tensors.values()):,}"
-        rows["weights of step"] = about.get("step", "-")
+        kept = about.get("step", "-")
+        rows["weights of step"] = kept
     metrics = found.metrics()
     rows["evaluations"] = len(metrics)
     if metrics:
-        best = min(metrics, key=lambda row: row["valid_loss"])
+        best = next((row for row in metrics if row["step"] == kept), metrics[-1])
         rows["best"] = ", ".join(f"{n} {v:.4f}" for n, v in best.items() if n.startswith("valid_"))
         rows["last"] = ", ".join(f"{n} {v:,.4g}" for n, v in metrics[-1].items())
     return rows

@@ -68,7 +68,7 @@ def _parameter(name: str, hint: Any, default: Any, text: str, kind: type) -> ins
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if hint is bool else flag,
         help=text,
-        show_default=True if not several else "none",
+        show_default=True if not several and default != "" else "none",
         rich_help_panel=panel,
     )
     return inspect.Parameter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,34 +27,45 @@ def predict(
 ) -> None:
     """Label the nodes of trees, or put sentences into brackets: a tree a line, and as pictures."""
     from ritornello.data.brackets import format_trees
-    from ritornello.data.text import chunks, find
     from ritornello.errors import ArgumentError
-    from ritornello.pictures import check_picture
+    from ritornello.pictures import check_place
     from ritornello.tasks import load
 
+    if picture:
+        check_place(picture)
     model = load(run, cell=cell or None, device=device)
     if not hasattr(model, "answer"):
         raise ArgumentError(f"{run} holds no model of trees; its task is {model.run.config['task']!r}.")
     if text and trees:
         raise ArgumentError("Give trees as text or as files (--trees), not both.")
+    found = [model.answer(each, source) for each, source in _texts(text, trees)]
     if picture:
-        check_picture(picture)
-    texts = ["".join(chunks(path)) for path in find(trees)] if trees else text or [sys.stdin.read()]
-    number = 0
-    for each in texts:
-        found, shares = model.answer(each)
-        for line in format_trees(found):
+        _draw(found, Path(picture))
+    for labelled, _ in found:
+        for line in format_trees(labelled):
             print(line)
-        if picture:
-            number = _draw(found, shares, Path(picture), number, several=len(texts) > 1 or len(found) > 1)
 
 
-def _draw(found: Any, shares: Any, path: Path, number: int, several: bool) -> int:
-    """Draws trees into files that are numbered where there are several; how many there are now."""
+def _texts(given: list[str], trees: list[str]) -> Iterator[tuple[str, str]]:
+    """Texts, and what errors call each."""
+    from tempfile import TemporaryDirectory
+
+    from ritornello.data.text import chunks, find, spool
+
+    if given:
+        yield from ((text, "text") for text in given)
+    elif trees:
+        yield from (("".join(chunks(path)), str(path)) for path in find(trees))
+    else:
+        with TemporaryDirectory() as folder:
+            yield "".join(chunks(spool(sys.stdin.buffer, folder))), "standard input"
+
+
+def _draw(found: list[Any], path: Path) -> None:
+    """Draws trees into files, which are numbered where there are several."""
     from ritornello.pictures import draw_tree, save
 
-    for which in range(len(found)):
-        number += 1
-        to = path.with_name(f"{path.stem}-{number}{path.suffix}") if several else path
-        save(draw_tree(found, which, shares=shares), to)
-    return number
+    drawn = [(trees, shares, which) for trees, shares in found for which in range(len(trees))]
+    for number, (trees, shares, which) in enumerate(drawn, 1):
+        to = path.with_name(f"{path.stem}-{number}{path.suffix}") if len(drawn) > 1 else path
+        save(draw_tree(trees, which, shares=shares), to)

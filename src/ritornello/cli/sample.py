@@ -26,9 +26,12 @@ def sample(
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
 ) -> None:
     """Write text with a trained language model."""
+    from ritornello.errors import ArgumentError
     from ritornello.tasks import load
 
     model = load(run, cell=cell or None, device=device)
+    if not hasattr(model, "stream"):
+        raise ArgumentError(f"{run} holds no language model; its task is {model.run.config['task']!r}.")
     options = {
         "length": length,
         "until": until,

@@ -52,8 +52,10 @@ def read_trees(
     return reader.trees()
 
 
-def parse_trees(text: str, *, labelled: bool = True, label_names: Sequence[str] | None = None) -> Trees:
-    """`read_trees` from a text.
+def parse_trees(
+    text: str, *, labelled: bool = True, label_names: Sequence[str] | None = None, source: str = "text"
+) -> Trees:
+    """`read_trees` from a text; `source` is what errors call it.
 
     Example:
         >>> trees = parse_trees("((the cat) sat) (yes)", labelled=False)
@@ -61,7 +63,7 @@ def parse_trees(text: str, *, labelled: bool = True, label_names: Sequence[str] 
         ([['the', 'cat', 'sat'], ['yes']], [5, 1])
     """
     reader = _Reader(labelled, label_names)
-    reader.read(text, "text")
+    reader.read(text, source)
     return reader.trees()
 
 

@@ -41,8 +41,8 @@ def listops(count: int, seed: int, *, deepest: int = 20, arguments: int = 5, lon
         ArgumentError: a number below its least, or expressions that can hardly be drawn.
 
     Example:
-        >>> listops(2, seed=3, deepest=2)
-        ['(1 (- (- (- (- [MIN 9) 7) 9) 1) ])', '(1 (- (- (- (- [SM 8) 3) 3) 7) ])']
+        >>> listops(2, seed=318, deepest=2, arguments=2)
+        ['(8 (- (- [SM 6) 2) ])', '(4 (- (- [SM 3) (1 (- (- [SM 0) 1) ])) ])']
         >>> value_of("[MED 3 1 [SM 9 4 ] ]")
         3
     """

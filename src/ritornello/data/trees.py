@@ -88,11 +88,11 @@ class Trees:
             >>> from ritornello.data.brackets import parse_trees
             >>> trees = parse_trees("(3 (2 The) (4 best))").grouped([("0", "1"), ("3", "4")])
             >>> trees.labels.tolist(), trees.label_names
-            ([1, -1, 1], ('0 1', '3 4'))
+            ([1, -1, 1], ('0+1', '3+4'))
         """
         places = {name: place for place, group in enumerate(groups) for name in group}
         table = np.array([*(places.get(name, -1) for name in self.label_names), -1], np.int64)
-        return replace(self, labels=table[self.labels], label_names=tuple(" ".join(group) for group in groups))
+        return replace(self, labels=table[self.labels], label_names=tuple(map("+".join, groups)))
 
     def collapsed(self) -> Trees:
         """Without unary nodes: a chain of only children is one node, with the highest label and the lowest word.
@@ -134,4 +134,9 @@ def label_order(names: Iterable[str]) -> list[str]:
     (['-1', '2', '10'], ['10', 'NP', 'S'])
     """
     known = sorted(names)
-    return sorted(known, key=int) if all(re.fullmatch(r"-?[0-9]+", name) for name in known) else known
+    return sorted(known, key=int) if are_integers(known) else known
+
+
+def are_integers(names: Iterable[str]) -> bool:
+    """Whether labels are numbers, which have an order."""
+    return all(re.fullmatch(r"-?[0-9]+", name) for name in names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ritornello.data.text import replacing
 from ritornello.errors import ArgumentError, nearest
 
 KINDS = ("png", "svg", "pdf")
@@ -24,16 +25,21 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: str | Path) -> None:
-    """Writes a figure; the file's ending says how. Errors as `check_picture`'s."""
-    check_picture(path)
-    figure.savefig(path, dpi=150)
-
-
-def check_picture(path: str | Path) -> None:
-    """Says what stands against a picture's file before it is drawn.
+    """Writes a figure; the file's ending says how.
 
     Raises:
         ArgumentError: another ending than png, svg or pdf, or a folder that is not there.
+    """
+    kind = check_place(path)
+    with replacing(Path(path)) as file:
+        figure.savefig(file, format=kind, dpi=150)
+
+
+def check_place(path: str | Path) -> str:
+    """The kind of picture that goes to this path.
+
+    Raises:
+        ArgumentError: as `save`.
     """
     path = Path(path)
     kind = path.suffix.removeprefix(".").lower()
@@ -41,3 +47,4 @@ def check_picture(path: str | Path) -> None:
         raise ArgumentError(f"{str(path)!r} does not end in a kind of picture: {nearest(kind, KINDS)}.")
     if not path.parent.is_dir():
         raise ArgumentError(f"There is no folder {path.parent} to put {path.name} in.")
+    return kind

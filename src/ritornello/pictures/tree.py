@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ritornello.data.trees import Trees
+from ritornello.data.trees import Trees, are_integers
 from ritornello.errors import ArgumentError
 from ritornello.pictures.figure import new_figure
 from ritornello.structures import spans
@@ -60,9 +59,10 @@ def draw_tree(trees: Trees, which: int = 0, *, shares: np.ndarray | None = None,
     for node, (label, word) in enumerate(zip(tree.labels.tolist(), tree.words.tolist(), strict=True)):
         box = {"boxstyle": f"{shape},pad=0.3", "facecolor": colours[node], "edgecolor": str(0.75 * (1 - sure[node]))}
         name = tree.label_names[label] if label >= 0 else ""
-        axes.text(x[node], y[node], name, ha="center", va="center", fontsize=9, bbox=box, zorder=2)
+        plain = {"fontsize": 9, "parse_math": False}  # a word such as "$5$" is no formula
+        axes.text(x[node], y[node], name, ha="center", va="center", bbox=box, zorder=2, **plain)
         if word >= 0:
-            axes.text(x[node], y[node] - 0.55, tree.word_names[word], ha="right", va="top", fontsize=9, rotation=40)
+            axes.text(x[node], y[node] - 0.55, tree.word_names[word], ha="right", va="top", rotation=40, **plain)
     return figure
 
 
@@ -76,7 +76,7 @@ def _colours(tree: Trees, shares: np.ndarray | None) -> list[Any]:
     from matplotlib import colormaps
 
     names = list(tree.label_names)
-    if not _are_numbers(names):
+    if not names or not are_integers(names):
         palette = colormaps["Set3"](range(12))
         return ["white" if label < 0 else palette[label % len(palette)] for label in tree.labels.tolist()]
     values = np.array([int(name) for name in names], float)
@@ -85,7 +85,3 @@ def _colours(tree: Trees, shares: np.ndarray | None) -> list[Any]:
     if shares is not None:
         return [map_(0.12 + 0.76 * float(value)) for value in shares @ scale]
     return ["white" if label < 0 else map_(0.12 + 0.76 * float(scale[label])) for label in tree.labels.tolist()]
-
-
-def _are_numbers(names: Sequence[str]) -> bool:
-    return bool(names) and all(name.lstrip("-").isdecimal() for name in names)

@@ -202,11 +202,11 @@ class ParserRun:
         """
         return format_trees(self.answer(text)[0])
 
-    def answer(self, text: str) -> tuple[Trees, None]:
-        """The trees themselves; no probabilities come with them."""
+    def answer(self, text: str, source: str = "text") -> tuple[Trees, None]:
+        """The trees themselves, with no probabilities; `source` is what errors call the text."""
         sentences = [line.split() for line in text.splitlines() if line.split()]
         if not sentences:
-            raise DataError("There is no word to put into brackets.")
+            raise DataError(f"{source}: there is no word to put into brackets.")
         sizes = np.array([len(words) for words in sentences])
         ids = self.vocabulary.ids([word for words in sentences for word in words])
         forest = parsed(self.model, ids, sizes, _section(self.run, "model"))

@@ -30,7 +30,7 @@ from ritornello.tasks.experiment import (
     settle,
 )
 from ritornello.tasks.tree_config import TreeModelConfig, TreesConfig, TreeTrainingConfig
-from ritornello.tasks.tree_run import PARTS, Reading, TreeModelRun, arranged, scores
+from ritornello.tasks.tree_run import PARTS, Reading, TreeModelRun, arranged, check_children, scores
 from ritornello.training.display import Display
 from ritornello.training.files import load_weights, read_json, read_tensors, write_json
 from ritornello.training.loop import train as train_loop
@@ -192,13 +192,12 @@ def _section(run: Run, name: str) -> Any:
 def _prepare(run: Run) -> None:
     """Reads the run's trees into its folder, and learns words and labels from the training part."""
     config = _section(run, "trees")
-    for part in PARTS:
-        paths = getattr(config, part)
-        if paths:
-            trees = read_trees(paths)
+    learnt = read_trees(config.train)
+    write_trees(run.path / "train.txt", learnt)
+    for part in PARTS[1:]:
+        if paths := getattr(config, part):
+            trees = read_trees(paths, label_names=None if config.classes else learnt.label_names)
             write_trees(run.path / f"{part}.txt", trees)
-            if part == "train":
-                learnt = trees
     named = {label for group in config.classes for label in group.split()}
     strange = sorted(named - set(learnt.label_names))
     if strange:
@@ -229,23 +228,27 @@ def _build(run: Run, read: Reading, cell: Callable[..., Any]) -> TreeClassifier:
 
 def _task(run: Run, read: Reading) -> TreeTask:
     training = _section(run, "training")
-    parts = {part: read(read_trees(run.path / f"{part}.txt")) for part in ("train", "valid")}
-    for part, trees in parts.items():
-        if not (trees.labels >= 0).any():
-            raise DataError(f"No node of the {part} part has a label that counts.")
-    return TreeTask(parts["train"], parts["valid"], training.batch, training.seed)
+    train, valid = (read.files(run.path / f"{part}.txt") for part in ("train", "valid"))
+    if not (train.labels >= 0).any():
+        raise DataError("No node of the train part has a label that counts; see --classes.")
+    if not (valid.labels[valid.forest.roots] >= 0).any():
+        raise DataError("No root of the valid part has a label that counts, to judge by; see --classes.")
+    return TreeTask(train, valid, training.batch, training.seed)
 
 
 def _try(run: Run, cell: Callable[..., Any]) -> None:
     """Sees whether trees, sizes and cell fit together."""
     read = _reading(run)
     task = _task(run, read)
+    parts = {"train": task.train, "valid": task.valid}
+    if (run.path / "test.txt").exists():
+        parts["test"] = read.files(run.path / "test.txt")
 
     def steps() -> None:
         model = _build(run, read, cell).to(_section(run, "training").device)
+        for part, trees in parts.items():
+            check_children(model, trees, f" of the {part} part")
         task.loss(model, next(task.batches(0, 0)), None)
-        for trees in (task.train, task.valid):
-            trees.forest.schedule(model.unfold.cell.slots)  # more children than the cell has slots, anywhere
 
     check_steps(_section(run, "model").cell, steps)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ class Reading:
     def __init__(self, config: TreesConfig, labels: Sequence[str], vocabulary: Vocabulary) -> None:
         self.config, self.labels, self.vocabulary = config, tuple(labels), vocabulary
         self.groups = [tuple(group.split()) for group in config.classes]
-        self.classes = tuple(" ".join(group) for group in self.groups) or self.labels
+        self.classes = tuple(map("+".join, self.groups)) or self.labels
 
     def __call__(self, trees: Trees) -> Trees:
         """The same trees with ids for words and classes for labels.
@@ -46,8 +47,17 @@ class Reading:
             DataError: a label that the model does not have.
         """
         trees = arranged(trees, self.config).encoded(self.vocabulary)
-        trees = trees.relabelled(self.labels) if trees.label_names else replace(trees, label_names=self.labels)
-        return trees.grouped(self.groups) if self.groups else trees
+        if self.groups:
+            return trees.grouped(self.groups)
+        return trees.relabelled(self.labels) if trees.label_names else replace(trees, label_names=self.labels)
+
+    def files(self, paths: str | Path | Sequence[str | Path]) -> Trees:
+        """The trees of files, read so.
+
+        Raises:
+            DataError: with file, line and column: what is malformed, or a label that the model does not have.
+        """
+        return self(read_trees(paths, label_names=None if self.groups else self.labels))
 
 
 def arranged(trees: Trees, config: TreesConfig) -> Trees:
@@ -57,8 +67,28 @@ def arranged(trees: Trees, config: TreesConfig) -> Trees:
     return trees.binarised(config.binarise) if config.binarise else trees
 
 
+def check_children(model: nn.Module, trees: Trees, part: str = "") -> None:
+    """Raises DataError where a node has more children than the model's cell has slots."""
+    slots = model.unfold.cell.slots  # type: ignore[union-attr]
+    if slots is None:
+        return
+    wide = np.flatnonzero(trees.forest.slots >= slots)
+    if len(wide):
+        node = trees.forest.above[wide[0]]
+        raise DataError(
+            f"tree {trees.forest.tree_of[node]}{part} has a node with {trees.forest.counts[node]} children, and the "
+            f"cell {slots} slots; train with --binarise left or right, with more slots, or with a cell that sums over "
+            "any number of children, such as lstm"
+        )
+
+
 def logits_of(model: nn.Module, trees: Trees) -> Iterator[tuple[Trees, Tensor]]:
-    """Some trees at a time, and their nodes' logits."""
+    """Some trees at a time, and their nodes' logits.
+
+    Raises:
+        DataError: a node with more children than the cell has slots.
+    """
+    check_children(model, trees)
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -146,7 +176,7 @@ class TreeModelRun:
             if trees not in self.parts():
                 raise DataError(f"{self.run.path} has no {trees} part; it has {', '.join(self.parts())}.")
             trees = self.run.path / f"{trees}.txt"
-        return scores(self.model, self.read(read_trees(trees)))
+        return scores(self.model, self.read.files(trees))
 
     def label(self, trees: Trees) -> tuple[Trees, np.ndarray]:
         """Labels every node.
@@ -166,7 +196,7 @@ class TreeModelRun:
 
         Args:
             text: one or several trees. Where every bracket begins with a label that the model knows, these are labels.
-                A sentence without brackets is read as if it branched to the right.
+                Without brackets each line is a sentence, read as if it branched to the right.
 
         Returns:
             The trees with labels, a line each.
@@ -176,18 +206,26 @@ class TreeModelRun:
         """
         return format_trees(self.answer(text)[0])
 
-    def answer(self, text: str) -> tuple[Trees, np.ndarray]:
-        """The trees themselves, and the probabilities (nodes, classes)."""
-        return self.label(self.parse(text))
+    def answer(self, text: str, source: str = "text") -> tuple[Trees, np.ndarray]:
+        """The trees themselves, and the probabilities (nodes, classes); `source` is what errors call the text."""
+        return self.label(self.parse(text, source))
 
-    def parse(self, text: str) -> Trees:
-        """The trees of a text, as `predict` takes them."""
+    def parse(self, text: str, source: str = "text") -> Trees:
+        """The trees of a text, as `predict` takes them; `source` is what errors call it."""
         if "(" not in text and ")" not in text:
-            words = text.split()
-            text = "".join(f"({word} " for word in words[:-1]) + "".join(words[-1:]) + ")" * (len(words) - 1)
-            return parse_trees(text if len(words) > 1 else f"({text})", labelled=False)
+            text = "".join(map(_branching, text.split("\n")))
+            return parse_trees(text, labelled=False, source=source)
         try:
-            trees = parse_trees(text)
+            trees = parse_trees(text, source=source)
         except DataError:
-            return parse_trees(text, labelled=False)
-        return trees if set(trees.label_names) <= set(self.read.labels) else parse_trees(text, labelled=False)
+            return parse_trees(text, labelled=False, source=source)
+        known = {*self.read.labels, *self.classes}
+        return trees if known.issuperset(trees.label_names) else parse_trees(text, labelled=False, source=source)
+
+
+def _branching(sentence: str) -> str:
+    """A sentence as a tree that branches to the right: (not (very good))."""
+    words = re.findall(r"[^ \t\r]+", sentence)
+    if len(words) == 1:
+        return f"({words[0]})"
+    return "".join(f"({word} " for word in words[:-1]) + "".join(words[-1:]) + ")" * (len(words) - 1)
