@@ -280,7 +280,7 @@ def test_a_file_with_parentheses_in_its_name_may_have_options_too(folder: Path) 
     [
         (
             "lsmt",
-            r"^Unknown cell 'lsmt': did you mean lstm( or \S+)?\? Known: additive, .*, tensor; "
+            r"^Unknown cell 'lsmt': did you mean lstm( or \S+)?\? Known: additive, .*, tree-lstm; "
             r"or name your own as module:Class or FILE\.py:Class\.$",
         ),
         ("xyzzy", "^Unknown cell 'xyzzy': Known: additive, coupled, deep, elman"),

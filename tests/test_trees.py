@@ -351,6 +351,8 @@ def test_messages_of_trees() -> None:
         unfold.over([[3, 3, 3, -1]], x)
     with pytest.raises(CellError, match=r"TreeLSTM tells 2 children apart, a chain has none: unfold it with \.over"):
         unfold(torch.randn(5, 2, 3))
+    with pytest.raises(CellError, match="TreeLSTM tells 2 children apart"):
+        unfold.stepper()
     with pytest.raises(ArgumentError, match=r"x has shape \(4, 3\); expected \(2, 3\): a row for each of the 2 leaves"):
         unfold.over([[2, 2, -1]], x, inputs="leaves")
     with pytest.raises(ArgumentError, match=r"\(1, 3\): a row for each of the 1 inner nodes"):

@@ -53,6 +53,16 @@ rit::Call call_over(int threads, uint64_t seed, uintptr_t x, const Addresses& en
   return call;
 }
 
+// Chains have one predecessor a row, and each kind of a forest's rows has as many as its code says.
+void expect_slots(const rit::Code& code, int64_t slots) {
+  if (code.slots != slots) throw std::invalid_argument("the code is for rows of " + std::to_string(code.slots) + " predecessors, not of " + std::to_string(slots));
+}
+
+void expect_kinds(const rit::ForestStore& forest, const std::vector<const rit::Code*>& codes) {
+  if (forest.slots().size() != codes.size()) throw std::invalid_argument("a forest has a code for each kind of its rows");
+  for (size_t k = 0; k < codes.size(); ++k) expect_slots(*codes[k], forest.slots()[k]);
+}
+
 void give_parameters(rit::Call& call, const rit::Code& code, uintptr_t frame, const Addresses& parameters, const Integers& strides) {
   call.code = &code;
   call.frame = at<void>(frame);
@@ -75,6 +85,7 @@ void give_parameter_gradients(rit::Call& call, const Addresses& d_parameters, co
 
 void forward(const rit::Code& code, const rit::LevelStore& levels, const std::vector<const rit::LevelStore*>& segments, const Addresses& checkpoints, const std::string& type, int threads, uint64_t seed, uintptr_t x, const Addresses& entry,
              const Addresses& blank, const Addresses& out, const Addresses& last, uintptr_t frame, const Addresses& parameters, const Integers& strides) {
+  expect_slots(code, 1);
   rit::Call call = call_over(threads, seed, x, entry, blank, out);
   call.levels = &levels.levels();
   call.last = outputs(last);
@@ -91,6 +102,7 @@ void forward(const rit::Code& code, const rit::LevelStore& levels, const std::ve
 void backward(const rit::Code& code, const rit::LevelStore& levels, const std::vector<const rit::LevelStore*>& segments, const Addresses& checkpoints, const std::string& type, int threads, uint64_t seed, uintptr_t x, const Addresses& entry,
               const Addresses& blank, const Addresses& out, uintptr_t frame, const Addresses& parameters, const Integers& strides, const Addresses& d_out,
               const Addresses& d_last, uintptr_t d_x, const Addresses& d_entry, const Addresses& d_blank, const Addresses& d_parameters, const Integers& d_shapes) {
+  expect_slots(code, 1);
   rit::Call call = call_over(threads, seed, x, entry, blank, out);
   call.levels = &levels.levels();
   call.checkpoints = outputs(checkpoints);
@@ -108,6 +120,7 @@ void backward(const rit::Code& code, const rit::LevelStore& levels, const std::v
 void forest_forward(const rit::ForestStore& forest, const std::vector<const rit::Code*>& codes, const std::string& type, int threads, uint64_t seed, uintptr_t x,
                     const Addresses& entry, const Addresses& blank, const Addresses& out, const Addresses& last, const Addresses& frames,
                     const std::vector<Addresses>& parameters, const std::vector<Integers>& strides) {
+  expect_kinds(forest, codes);
   std::vector<rit::Call> kinds(codes.size());
   for (size_t k = 0; k < codes.size(); ++k) give_parameters(kinds[k], *codes[k], frames[k], parameters[k], strides[k]);
   rit::ForestCall call{call_over(threads, seed, x, entry, blank, out), &forest.forest(), kinds.data(), static_cast<int>(kinds.size())};
@@ -122,6 +135,7 @@ void forest_backward(const rit::ForestStore& forest, const std::vector<const rit
                      const Addresses& entry, const Addresses& blank, const Addresses& out, const Addresses& frames, const std::vector<Addresses>& parameters,
                      const std::vector<Integers>& strides, const Addresses& d_out, const Addresses& d_last, uintptr_t d_x, const Addresses& d_entry,
                      const Addresses& d_blank, const std::vector<Addresses>& d_parameters, const std::vector<Integers>& d_shapes) {
+  expect_kinds(forest, codes);
   std::vector<rit::Call> kinds(codes.size());
   for (size_t k = 0; k < codes.size(); ++k) {
     give_parameters(kinds[k], *codes[k], frames[k], parameters[k], strides[k]);
@@ -144,6 +158,7 @@ class Stepper {
   Stepper(const rit::Code& code, const std::string& type, int rows, int threads, uint64_t seed, const Addresses& parameters, const Integers& strides,
           const Addresses& first, const Addresses& second)
       : type_(type_of(type)), backend_(rit::choose_backend()), states_{first, second} {
+    expect_slots(code, 1);
     rit::Call call{};
     call.code = &code;
     call.threads = threads;

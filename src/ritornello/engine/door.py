@@ -28,11 +28,18 @@ class Layout(NamedTuple):
     batched: bool
 
 
+def check_chain(cell: Cell) -> None:
+    """Raises CellError for a cell that is for trees alone."""
+    if cell.slots is not None:
+        raise CellError(
+            f"{name_of(cell)} tells {cell.slots} children apart, a chain has none: unfold it with .over(trees, x)."
+        )
+
+
 def settle_input(cell: Cell, x: Tensor, batch_first: bool) -> tuple[Tensor, Layout]:
     """Checks x and brings it to (time, batch, features)."""
+    check_chain(cell)
     name = name_of(cell)
-    if cell.slots is not None:
-        raise CellError(f"{name} tells {cell.slots} children apart, a chain has none: unfold it with .over(trees, x).")
     order = "(batch, time, features)" if batch_first else "(time, batch, features)"
     if not isinstance(x, Tensor):
         raise ArgumentError(f"x must be a tensor of shape {order}, not {type(x).__name__}.")

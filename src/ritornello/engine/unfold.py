@@ -181,6 +181,7 @@ class Unfold(nn.Module):
         """
         if not isinstance(rows, int) or rows < 1:
             raise ArgumentError(f"rows must be a positive integer, not {rows!r}.")
+        door.check_chain(self.cell)
         like = next(self.cell.parameters(), torch.zeros(()))
         blank = self._blank(like)
         executor = EXECUTORS["cpu"]

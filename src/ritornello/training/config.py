@@ -37,14 +37,14 @@ class TrainingConfig:
         beta2: of adam and adamw, for the mean of their squares.
         weight_decay: on matrices, not on vectors; decoupled in adamw, λ/2·Σw² in the loss elsewhere.
         schedule: cosine (to zero at the end of the budget), constant, or plateau (halved when two evaluations in a row
-            bring no better loss).
+            bring no better score).
         warmup: updates over which the rate rises from 0.
         clip_norm: the largest norm of gradients (Pascanu et al. 2013); 0 does not clip.
         clip_groups: what that norm is of: all gradients together, each group of the optimiser (matrices, vectors), or
             each tensor; each is clipped by its own.
         clip_value: the largest absolute value of a gradient's component; 0 does not clip.
         evaluations: how often the validation part is scored in the course of the budget.
-        patience: stop after this many evaluations in a row without a better loss; 0 never does.
+        patience: stop after this many evaluations in a row without a better score; 0 never does.
         seed: of the initial weights, the order of data and dropout.
         device: cpu, cuda, mps, or any name that torch knows.
         precision: float32, or bfloat16 by torch.autocast.
