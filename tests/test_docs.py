@@ -15,6 +15,7 @@ import torch
 
 import ritornello as rit
 from ritornello.cells import CELLS, TREE_CELLS, Jordan, TeacherForced
+from ritornello.data.listops import listops
 from ritornello.errors import CellError
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +29,8 @@ SCRIPT = rf"{sys.executable} {ROOT}/benchmarks/\1"
 SHORTER = {  # what takes minutes on the page, and what the test runs in its place
     r"--minutes \S+": SMALL,
     r"(rit train lm --train FILE.txt --out \S+)$": rf"\1 {SMALL}",
-    r"(rit train tree --train TREES.txt [^\n]*?)( --epochs 20)?$": r"\1 --steps 4 --hidden 16 --embedding 16",
+    r"(rit train (?:tree|parse) --train .*) --epochs \d+": r"\1",
+    r"(rit train (?:tree|parse) --train .*)$": r"\1 --steps 4 --hidden 16 --embedding 16",
     r"python docs/(draw_tree.py)": rf"{sys.executable} {ROOT}/docs/\1 tree.png",
     r"python benchmarks/(parity.py) .*": rf"{SCRIPT} --text FILE.txt --steps 12 --seeds 1",
     r"python benchmarks/(long_memory.py) --task (\S+) .* --out": rf"{SCRIPT} --task \2 --time 10 --steps 12 --out",
@@ -50,6 +52,8 @@ def rit_on_path(tmp_path, monkeypatch):
         (tmp_path / name).write_text(TEXT)
     for name in ("TREES.txt", "OTHER-TREES.txt"):
         (tmp_path / name).write_text(TREES)
+    for name in ("LISTS.txt", "OTHER-LISTS.txt"):
+        (tmp_path / name).write_text("\n".join(listops(60, seed=1, deepest=2)))
     command = tmp_path / "bin" / "rit"
     command.parent.mkdir()
     command.write_text(f"#!{sys.executable}\nfrom ritornello.cli import main\nmain()\n")
