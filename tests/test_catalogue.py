@@ -101,9 +101,9 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         (
             cells.AdditiveMemory,
             {"theta": theta},
-            f"AdditiveMemory: theta must lie in 0 to 1 (exclusive), not {theta!r}.",
+            f"AdditiveMemory: theta must be one or two numbers in 0 to 1 (exclusive), not {theta!r}.",
         )
-        for theta in (0, 1, 1.5, "near")
+        for theta in (-0.1, 1, 1.5, "near", (0.1, 1), (0.1,), None)
     ),
     (
         cells.PeepholeLSTM,

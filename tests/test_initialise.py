@@ -63,6 +63,9 @@ def test_what_is_not_drawn_stands_where_its_paper_puts_it() -> None:
     assert irnn.W.weight.std().item() == pytest.approx(0.001, rel=0.05)
     additive = cells.AdditiveMemory(3, 4, theta=0.9)
     assert_close([additive.a.sigmoid(), additive.theta_g], [torch.full((4,), 0.9), torch.ones(4)])
+    assert_close(
+        cells.AdditiveMemory(3, 4).a.sigmoid(), 1 - torch.tensor([0.01, 0.01 ** (2 / 3), 0.01 ** (1 / 3), 0.999])
+    )
     highway = cells.RecurrentHighway(3, 4, depth=2, carry_bias=-1.5)
     assert all(layer.bias[4:].tolist() == [-1.5] * 4 and layer.bias[:4].abs().max() <= 0.5 for layer in highway.R)
     norm = cells.LayerNormLSTM(3, 4, forget_bias=2.0, gain=0.3)

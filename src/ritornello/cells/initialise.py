@@ -27,6 +27,12 @@ def add_to_gate_bias_(cell: Cell, bias: Tensor, gate: str, value: float) -> None
     bias.chunk(len(cell.gates))[position].add_(value)
 
 
+def leak_logits(leaks: tuple[float, float], count: int) -> Tensor:
+    """Logits of shares from the smaller to the larger leak, evenly on a logarithmic scale; 1 stands for 0.999."""
+    slow, fast = sorted(leaks)
+    return torch.logit((torch.logspace(0, 1, count, base=fast / slow) * slow).clamp(max=0.999))
+
+
 @torch.no_grad()
 def orthogonal_(cell: Cell, gain: float = 1.0, names: str | Sequence[str] = ()) -> Cell:
     """Makes the recurrent weights orthogonal, gate by gate, so that they keep lengths (Saxe et al. 2014).

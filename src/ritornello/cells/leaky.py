@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ritornello.cells.cell import Cell, total
-from ritornello.cells.initialise import uniform_
+from ritornello.cells.initialise import leak_logits, uniform_
 from ritornello.errors import ArgumentError
 
 
@@ -48,12 +48,10 @@ class Leaky(Cell):
         ends = tuple(leak) if isinstance(leak, Sequence) else (leak, leak)
         if len(ends) != 2 or not all(isinstance(end, (int, float)) and 0 < end <= 1 for end in ends):
             raise ArgumentError(f"Leaky: leak must be one or two numbers in 0 (exclusive) to 1, not {leak!r}.")
-        slow, fast = ends
         self.W = nn.Linear(input_size, hidden_size)
         self.U = nn.Linear(hidden_size, hidden_size, bias=False)
         uniform_(self)
-        shares = torch.logspace(0, 1, hidden_size, base=fast / slow) * slow
-        self.a = nn.Parameter(torch.logit(shares.clamp(max=0.999)))
+        self.a = nn.Parameter(leak_logits(ends, hidden_size))
 
     def forward(self, x: Tensor, s: State) -> State:
         alpha = torch.sigmoid(self.a)
