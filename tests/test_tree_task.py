@@ -511,9 +511,9 @@ class TestEmbeddings:
     )
     def test_sparse_and_dense_train_alike_with_adagrad(self, options, folder, tmp_path, monkeypatch):
         options = {**parts(folder), **SHORT, "weight_decay": 0.0, "precision": "float32", "evaluations": 4, **options}
-        ours, build = tree.train(tmp_path / "sparse", **options), tree._build
+        ours, build = tree.train(tmp_path / "sparse", **options), tree.EXPERIMENT.build
         assert ours.model.embed.sparse
-        monkeypatch.setattr(tree, "_build", lambda *args: dense(build(*args)))
+        monkeypatch.setattr(tree.EXPERIMENT, "build", lambda *args: dense(build(*args)))
         theirs = tree.train(tmp_path / "dense", **options)
         assert not theirs.model.embed.sparse
         losses = [[row["train_loss"] for row in run.run.metrics()] for run in (ours, theirs)]

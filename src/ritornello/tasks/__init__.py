@@ -21,7 +21,7 @@ def load(path: str | Path, **options: Any) -> Any:
     from ritornello.tasks import language_model, parse, tree
     from ritornello.training.run import Run
 
-    loaders: dict[str, Any] = {task.TASK: task.load for task in (language_model, tree, parse)}
+    loaders: dict[str, Any] = {task.EXPERIMENT.name: task.load for task in (language_model, tree, parse)}
     task = Run.open(path).config["task"]
     if task not in loaders:
         raise RunError(f"{path} holds the unknown task {task!r}: {nearest(task, loaders)}.")

@@ -19,11 +19,11 @@ from ritornello.data.vocabulary import Vocabulary
 from ritornello.errors import DataError
 from ritornello.models.tree import TreeClassifier
 from ritornello.tasks.tree_config import TreesConfig
+from ritornello.tasks.treebank import TreebankRun
 from ritornello.training.run import Run
 
 SENTIMENT = ("0", "1", "2", "3", "4")  # very negative to very positive
 SIDE_BY_SIDE = 256
-PARTS = ("train", "valid", "test")
 
 
 class Reading:
@@ -126,16 +126,11 @@ def scores(model: nn.Module, trees: Trees) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()} | {"trees": roots, "nodes": nodes}
 
 
-class TreeModelRun:
+class TreeModelRun(TreebankRun):
     """A trained model of trees: labels them and is scored. Made by `train` or `ritornello.load`.
 
     Attributes:
-        run: its folder and configuration.
-        model: the network.
         read: how it reads trees.
-        interrupted: whether Ctrl-C ended its training early.
-        columns: the heading and format of each score.
-        scoring: the options of `evaluate`.
     """
 
     columns: ClassVar[dict[str, tuple[str, str]]] = {
@@ -145,20 +140,15 @@ class TreeModelRun:
         "binary": ("roots, two sides", ".1%"),
         "trees": ("trees", ",.0f"),
     }
-    scoring: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, run: Run, model: TreeClassifier, read: Reading) -> None:
-        self.run, self.model, self.read = run, model, read
-        self.interrupted = False
+        super().__init__(run, model)
+        self.read = read
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the labels that it gives."""
         return self.read.classes
-
-    def parts(self) -> list[str]:
-        """Which parts of the run's own trees there are."""
-        return [part for part in PARTS if (self.run.path / f"{part}.txt").exists()]
 
     def evaluate(self, trees: str | Path | Sequence[str | Path]) -> dict[str, float]:
         """Scores files or folders of labelled trees, or a part of the run's own.
@@ -172,11 +162,7 @@ class TreeModelRun:
         Raises:
             DataError: a file that is missing or malformed, or a label that the model does not have.
         """
-        if isinstance(trees, str) and trees in PARTS:
-            if trees not in self.parts():
-                raise DataError(f"{self.run.path} has no {trees} part; it has {', '.join(self.parts())}.")
-            trees = self.run.path / f"{trees}.txt"
-        return scores(self.model, self.read.files(trees))
+        return scores(self.model, self.read.files(self.own(trees) or trees))
 
     def label(self, trees: Trees) -> tuple[Trees, np.ndarray]:
         """Labels every node.

@@ -69,15 +69,12 @@ class Run:
         """Opens a run to go on with, one that was stopped while it was made too; that takes its place at the end.
 
         Raises:
-            RunError: as `open`, or it is the run of another task.
+            RunError: as `open`.
         """
         path = Path(path)
         making = _beside(path, "new")
         unmade = _is_free(path) and (making / "config.json").is_file()
-        run = cls.open(making if unmade else path)
-        if run.config["task"] != task:
-            raise RunError(f"{path} holds the task {run.config['task']!r}; expected {task!r}.")
-        yield run
+        yield cls.open(making if unmade else path, task)
         if unmade:
             making.rename(path)
 
@@ -86,11 +83,11 @@ class Run:
         return Run(Path(path), self.config)
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
-        """Opens a run that exists.
+    def open(cls, path: str | Path, task: str = "") -> Run:
+        """Opens a run that exists, of that task if one is named.
 
         Raises:
-            RunError: no such folder, no run, damaged, or written by another version.
+            RunError: no such folder, no run, damaged, written by another version, or of another task.
         """
         path = Path(path)
         if not path.is_dir():
@@ -105,6 +102,8 @@ class Run:
                 f"{path} has format {config['format']!r}, written by ritornello {config.get('ritornello', '?')}; "
                 f"ritornello {__version__} reads format {FORMAT}."
             )
+        if task and config["task"] != task:
+            raise RunError(f"{path} holds the task {config['task']!r}; expected {task!r}.")
         return cls(path, config)
 
     def section(self, name: str) -> dict[str, Any]:
