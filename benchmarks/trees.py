@@ -25,7 +25,8 @@ from torch import Tensor
 from ritornello.bench.ceiling import find_ceiling
 from ritornello.bench.clock import interleave
 from ritornello.cells import TreeLSTM
-from ritornello.data.brackets import read_trees
+from ritornello.data.brackets import read_trees, write_trees
+from ritornello.data.trees import Trees
 from ritornello.engine import Unfold
 from ritornello.errors import RitornelloError
 from ritornello.structures import Forest
@@ -111,7 +112,7 @@ def compare(forest: Forest, size: int, seconds: float, table: Table) -> None:
     torch.manual_seed(1)
     cell = TreeLSTM(FEATURES, size)
     x = torch.randn(len(forest.leaves), FEATURES, requires_grad=True)
-    levels, some = Levels(forest), forest[np.arange(ALONE)]
+    levels, some = Levels(forest), forest[np.arange(min(ALONE, len(forest)))]
     few = x[: len(some.leaves)].detach().requires_grad_()
     ways = {executor: Unfold(cell, executor=executor) for executor in ("cpu", "reference")}
 
@@ -129,10 +130,12 @@ def compare(forest: Forest, size: int, seconds: float, table: Table) -> None:
         "plain, by level, bfloat16": step(in_half(plain), cell, x),
         "plain, node by node": step(lambda x: by_node(cell, some, x), cell, few),
     }
+    alike(
+        calls["plain, node by node"](), step(lambda x: by_level(cell, Levels(some), some.nodes, x), cell, few)(), 1e-3
+    )
     expected = calls["plain, by level"]()
-    for name in ("compiled", "reference executor"):
-        for found, wanted in zip(calls[name](), expected, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+    for name in ("compiled", "reference executor", "compiled, bfloat16", "plain, by level, bfloat16"):
+        alike(calls[name](), expected, 5e-2 if "bfloat16" in name else 1e-3)
     ceilings = {name: find_ceiling(kind, seconds / 6) for name, kind in (("", torch.float32), ("16", torch.bfloat16))}
     times = interleave(calls | {f"ceiling{name}": each.call for name, each in ceilings.items()}, seconds)
     scale = {name: forest.nodes / some.nodes if name == "plain, node by node" else 1.0 for name in calls}
@@ -145,44 +148,30 @@ def compare(forest: Forest, size: int, seconds: float, table: Table) -> None:
         table.add_row(f"{size}", name, f"{spent * 1e3:.1f}", f"{spent / best:.1f}", f"{share:.2f}")
 
 
-def epoch(path: str, batch: int, console: Console) -> None:
-    """Seconds of an epoch as `rit train tree` trains it: dropout 0.5, adagrad, the loss at every node."""
-    from ritornello.training.optimise import average_gradients, clip, make_optimiser
-    from ritornello.training.run import Run
+def alike(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    """Gradients of the sum of all states, of x and of all parameters, against the largest of each."""
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
 
+
+def epoch(trees: Trees, batch: int, epochs: int, console: Console) -> None:
+    """Seconds of an epoch as `rit train tree` trains it: dropout 0.5, adagrad, bfloat16, the loss at every node."""
     with tempfile.TemporaryDirectory() as folder:
-        task.train(Path(folder, "run"), train=path, valid=path, steps=1, batch=1, evaluations=1)
-        run = Run.open(Path(folder, "run"))
-        read = task._reading(run)
-        config = task._section(run, "training")
-        trees = task._task(run, read)
-        trees.batch = batch
-        model = task._build(run, read, TreeLSTM)
-        optimiser = make_optimiser(model, config)
-        model.train()
-        best = float("inf")
-        for number in range(3):
-            begin = time.perf_counter()
-            for each in trees.batches(number, 0):
-                optimiser.zero_grad()
-                with torch.autocast("cpu", torch.bfloat16):
-                    loss, _, nodes = trees.loss(model, each, None)
-                (loss * nodes).backward()
-                average_gradients(model, nodes)
-                clip(optimiser, config)
-                optimiser.step()
-            best = min(best, time.perf_counter() - begin)
-        console.print(
-            f"an epoch of {len(trees.train):,} trees, {batch} a batch, bfloat16: {best:.2f} s (best of three)"
-        )
+        train, valid = Path(folder, "train.txt"), Path(folder, "valid.txt")
+        write_trees(train, trees)
+        write_trees(valid, trees[: min(len(trees), 100)])
+        budget = {"epochs": epochs, "evaluations": epochs, "batch": batch, "threads": torch.get_num_threads()}
+        run = task.train(Path(folder, "run"), train=train, valid=valid, **budget)
+        best = min(row["epoch_seconds"] for row in run.run.metrics())
+    console.print(f"an epoch of {len(trees):,} trees, {batch} a batch, bfloat16: {best:.2f} s (best of {epochs})")
 
 
-def deep_and_many(console: Console) -> None:
+def deep_and_many(least: int, console: Console) -> None:
     """Combs and trees of one leaf, twice as many each time: time and memory grow alike."""
     table = Table("trees", "nodes", "ms", "µs a node", "MB at most so far", box=None)
     cell = TreeLSTM(FEATURES, 150)
-    for name, sizes in (("a comb", (5_000, 10_000, 20_000)), ("of one leaf", (5_000, 10_000, 20_000))):
-        for size in sizes:
+    for name in ("a comb", "of one leaf"):
+        for size in (least, 2 * least, 4 * least):
             spine = np.arange(size)
             comb = np.concatenate([spine[1:], [-1], spine])
             forest = Forest.from_parents([comb] if name == "a comb" else [[-1]] * size)
@@ -206,19 +195,22 @@ def _timed(call: Callable[[], Any]) -> float:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trees", required=True, help="a file of labelled binary trees")
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=20.0, help="in which the ways are timed, for each size")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--units", type=int, nargs="+", default=[150, 300])
+    parser.add_argument("--batch", type=int, nargs="*", default=[256, 25], help="trees a batch in the epochs")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--deep", type=int, default=5_000, help="the least deep comb, and trees of one leaf")
     asked = parser.parse_args(arguments)
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
+    torch.set_num_threads(asked.threads)
     console, trees = Console(), read_trees(asked.trees)
     table = Table("units", "way", "ms", "x compiled", "of the ceiling", box=None)
-    for size in (150, 300):
+    for size in asked.units:
         compare(trees.forest[np.arange(min(TREES, len(trees)))], size, asked.seconds, table)
     console.print(table)
-    for batch in (256, 25):
-        epoch(asked.trees, batch, console)
-    deep_and_many(console)
+    for batch in asked.batch:
+        epoch(trees, batch, asked.epochs, console)
+    deep_and_many(asked.deep, console)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from test_parser import sentences
 
 import ritornello as rit
 from ritornello.errors import ArgumentError, CellError, DataError, RunError
-from ritornello.tasks import parse
+from ritornello.models import parser
+from ritornello.tasks import parse, parse_config
 from ritornello.training.run import Run
 
 SMALL: dict[str, Any] = {
@@ -97,6 +98,10 @@ def test_messages(options: dict[str, Any], error: type, message: str, files: dic
     with pytest.raises(error, match=message):
         parse.train(tmp_path / "run", **{**files, **SMALL, "steps": 1, **options})
     assert not list(tmp_path.iterdir())  # nothing half-made is left
+
+
+def test_the_options_know_the_searches_that_there_are() -> None:
+    assert parse_config.SEARCHES == parser.SEARCHES
 
 
 def test_other_runs_and_empty_text(run: parse.ParserRun, tmp_path: Path) -> None:

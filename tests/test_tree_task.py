@@ -175,6 +175,18 @@ class TestSpans:
             _, last = model.unfold(model.embed(words[start : start + length])[:, None])
             assert_close(found[node], model.output(last.h[0]))
 
+    @pytest.mark.parametrize("kind", [TreeClassifier, SpanClassifier])
+    @pytest.mark.parametrize("steps", [1, 20, 1 << 16])
+    def test_nodes_that_are_asked_for(self, kind, steps, folder, monkeypatch):
+        monkeypatch.setattr("ritornello.models.tree.STEPS", steps)
+        trees = read_trees(folder / "valid.txt")
+        trees = trees.encoded(Vocabulary.learn(trees.word_counts()))[:20]
+        model = kind(9, 2, rit.LSTM, embedding=3, hidden=4).eval()
+        words = torch.from_numpy(trees.words[trees.forest.leaves])
+        nodes = torch.randperm(trees.forest.nodes)[:30]
+        assert_close(model(trees.forest, words, nodes), model(trees.forest, words)[nodes])
+        assert model(trees.forest, words, nodes[:0]).shape == (0, 2)
+
     def test_trees_of_one_word(self):
         model = SpanClassifier(9, 2, rit.GRU, embedding=3, hidden=4)
         assert model(Forest.from_parents([[-1], [-1]]), torch.tensor([7, 8])).shape == (2, 2)
@@ -319,11 +331,12 @@ class Fixed(nn.Module):
         self.unfold = rit.Unfold(rit.LSTM(1, 1) if slots is None else rit.cells.TreeLSTM(1, 1, slots))
         self.seen = 0
 
-    def forward(self, trees: Forest, words: torch.Tensor) -> torch.Tensor:
+    def forward(self, trees: Forest, words: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
         assert len(words) == len(trees.leaves)
         assert not self.training
         self.seen += trees.nodes
-        return self.weight[self.seen - trees.nodes : self.seen]
+        logits = self.weight[self.seen - trees.nodes : self.seen]
+        return logits if nodes is None else logits[nodes]
 
 
 class TestScores:

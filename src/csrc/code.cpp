@@ -275,7 +275,6 @@ Code read_code(const std::vector<int64_t>& ints, const std::vector<double>& cons
     reduction.right = left(in, code, true);
     expect(reduction.matrix == (reduction.right.space >= 0), "has a gradient of one side");
     expect(lasting(code, reduction.left.space) && (!reduction.matrix || lasting(code, reduction.right.space)), "has a gradient from what is gone");
-    code.reductions.push_back(reduction);
     add_reduction(code.sums, reduction);
   }
   if (!in.done()) throw std::invalid_argument("the code goes on after its end");

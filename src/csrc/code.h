@@ -86,8 +86,7 @@ struct Code {
   std::vector<PackPart> parts;
   std::vector<Fill> fills;
   std::vector<ConstVector> vectors;
-  std::vector<Reduction> reductions;
-  std::vector<GradientSum> sums;             // the same reductions
+  std::vector<GradientSum> sums;
   std::vector<char> used[ROUTINES];  // by pack: whether the routine reads it
   bool after_reads_states;           // then AFTER runs level by level
 

@@ -132,6 +132,7 @@ static void add_gradient(const Call& call, const GradientSum& sum, int rows, Row
   // Each thread has rows of the parameter, the same in all that is added to it.
   const int64_t height = call.d_shapes[2 * sum.parameter] * (sum.matrix ? 1 : columns);
   const int tiles = static_cast<int>((height + step - 1) / step);
+  if (part_begin(tiles, threads, thread) == part_begin(tiles, threads, thread + 1)) return;
   auto from = [&](const GradientSum::Product& product, int part) {
     return static_cast<int>(greater(0, lesser(product.left.size, int64_t{part_begin(tiles, threads, part)} * step - product.row)));
   };

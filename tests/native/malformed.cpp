@@ -347,10 +347,14 @@ bool parameters_fit(const std::vector<Parameter>& parameters, const Code& code) 
     }
   for (const rit::ConstVector& vector : code.vectors)
     if (vector.size > parameters[vector.parameter].columns) return false;
-  for (const rit::Reduction& each : code.reductions) {
-    const Parameter& parameter = parameters[each.parameter];
-    const int64_t rows = each.matrix ? parameter.rows : parameter.rows * parameter.columns;
-    if (each.row + int64_t{each.left.size} > rows || (each.matrix && each.column + int64_t{each.right.size} > parameter.columns)) return false;
+  for (const rit::GradientSum& sum : code.sums) {
+    const Parameter& parameter = parameters[sum.parameter];
+    const int64_t rows = sum.matrix ? parameter.rows : parameter.rows * parameter.columns;
+    for (const rit::GradientSum::Product& product : sum.products) {
+      if (product.row + int64_t{product.left.size} > rows) return false;
+      for (const rit::GradientSum::Term& term : product.terms)
+        if (term.column + int64_t{sum.rights[term.right].size} > parameter.columns) return false;
+    }
   }
   return true;
 }
@@ -362,7 +366,10 @@ bool names_input(const Code& code) {
     for (const rit::Step& step : routine) found |= step.product && (is_input(step.start.space) || is_input(step.out.space));
   for (const rit::Instruction& i : code.instructions) found |= is_input(i.out.space) || is_input(i.a.space) || is_input(i.b.space) || is_input(i.c.space);
   for (const rit::Left& left : code.lefts) found |= is_input(left.space);
-  for (const rit::Reduction& each : code.reductions) found |= is_input(each.left.space) || is_input(each.right.space);
+  for (const rit::GradientSum& sum : code.sums) {
+    for (const rit::Left& right : sum.rights) found |= is_input(right.space);
+    for (const rit::GradientSum::Product& product : sum.products) found |= is_input(product.left.space);
+  }
   return found;
 }
 
@@ -405,7 +412,8 @@ bool small(const std::vector<Code>& codes, const Extent& extent) {
     for (int size : code.sizes) states += size * (8. + 2. * code.slots);
     elements += code.const_size + 8. * code.temp_size + 64. * 8 * (code.scratch_size + code.frame_size + states);
     for (const rit::Pack& pack : code.packs) elements += (pack.size + 64.) * pack.depth;
-    for (const rit::Reduction& each : code.reductions) elements += 600. * each.right.size;
+    for (const rit::GradientSum& sum : code.sums)
+      for (const rit::Left& right : sum.rights) elements += 600. * right.size;
     elements += (row + states) * (static_cast<double>(std::max(rows, x_rows)) + 3. * static_cast<double>(entries) + 1);
   }
   return elements < 1 << 23;

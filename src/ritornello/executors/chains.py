@@ -90,22 +90,14 @@ class ChainRun(Run):
             self.levels,
             self.segments,
             addresses(self.checkpoints),
-            self.type,
-            torch.get_num_threads(),
-            self.seed,
-            x.data_ptr(),
-            addresses(entry),
-            addresses(blank),
+            *self._begin(x, entry, blank),
             addresses(self.out),
             addresses(last),
             frame,
             addresses(values),
             strides(values),
         )
-        found = [*self.out[: self.rows], *last]
-        if x.dtype == tensors[0].dtype:
-            return found  # type: ignore[return-value]
-        return [field.to(tensors[0].dtype) for field in found]  # type: ignore[union-attr]
+        return self._outside([*self.out[: self.rows], *last], tensors[0].dtype)
 
     def backward(
         self,
@@ -127,12 +119,7 @@ class ChainRun(Run):
             self.levels,
             self.segments,
             addresses(self.checkpoints),
-            self.type,
-            torch.get_num_threads(),
-            self.seed,
-            x.data_ptr(),
-            addresses(entry),
-            addresses(blank),
+            *self._begin(x, entry, blank),
             addresses(kept),
             self.frame,
             addresses(values),

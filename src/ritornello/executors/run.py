@@ -15,6 +15,7 @@ from ritornello.executors.request import Request
 from ritornello.structures.schedule import Schedule
 
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float32"}
+Started = tuple[str, int, int, int, list[int], list[int]]
 
 
 def addresses(tensors: Sequence[Tensor | None]) -> list[int]:
@@ -104,6 +105,11 @@ class Run:
             return tensor  # as it mostly is: a call of torch that changes nothing takes a microsecond
         return tensor.to(self._inside).contiguous()
 
+    def _begin(self, x: Tensor, entry: Sequence[Tensor], blank: Sequence[Tensor]) -> Started:
+        """What the machine is told first of every run."""
+        threads = torch.get_num_threads()
+        return self.type, threads, self.seed, x.data_ptr(), addresses(entry), addresses(blank)
+
     def _given(
         self, gradients: Sequence[Tensor | None], like: Tensor
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
@@ -125,6 +131,11 @@ class Run:
             torch.empty_like(value, memory_format=torch.contiguous_format) if need else None
             for value, need in zip(values, wanted, strict=True)
         ]
+
+    @staticmethod
+    def _outside(fields: list[Any], dtype: torch.dtype) -> list[Tensor]:
+        """Rows and states in the dtype of x."""
+        return fields if fields[0].dtype == dtype else [field.to(dtype) for field in fields]
 
     @staticmethod
     def _returned(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor | None]:

@@ -94,20 +94,14 @@ class TreeRun(Run):
         of_kind = self._by_kind(values)
         self.layout.core.forward(
             [each.core for each in self.compiled],
-            self.type,
-            torch.get_num_threads(),
-            self.seed,
-            x.data_ptr(),
-            addresses(entry),
-            addresses(blank),
+            *self._begin(x, entry, blank),
             addresses(self.out),
             addresses(last),
             self._frames(),
             [addresses(each) for each in of_kind],
             [strides(each) for each in of_kind],
         )
-        found = [*out[: self.rows], *last]
-        return found if x.dtype == tensors[0].dtype else [field.to(tensors[0].dtype) for field in found]
+        return self._outside([*out[: self.rows], *last], tensors[0].dtype)
 
     def _by_kind(self, values: Sequence[Any]) -> list[list[Any]]:
         remaining = iter(values)
@@ -134,12 +128,7 @@ class TreeRun(Run):
         of_kind = self._by_kind(values)
         self.layout.core.backward(
             [each.core for each in self.compiled],
-            self.type,
-            torch.get_num_threads(),
-            self.seed,
-            x.data_ptr(),
-            addresses(entry),
-            addresses(blank),
+            *self._begin(x, entry, blank),
             addresses(out),
             self._frames(),
             [addresses(each) for each in of_kind],

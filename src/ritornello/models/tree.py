@@ -13,6 +13,8 @@ from ritornello.errors import ArgumentError
 from ritornello.nn import Dropout
 from ritornello.structures import Forest, spans
 
+STEPS = 1 << 16  # of the sequences that are read side by side, padding included
+
 
 class TreeClassifier(nn.Module):
     r"""Word vectors at the leaves, a cell unfolded over the tree, a softmax at every node.
@@ -65,11 +67,11 @@ class TreeClassifier(nn.Module):
         self.dropout = Dropout(dropout)
         self.output = nn.Linear(self.unfold.output_size, labels)
 
-    def forward(self, trees: Forest, words: Tensor) -> Tensor:
-        """The logits of each node's label."""
+    def forward(self, trees: Forest, words: Tensor, nodes: Tensor | None = None) -> Tensor:
+        """The logits of each node's label, or of those `nodes` alone that are asked for by number."""
         x = self.dropout(self.embed(words))
-        nodes, _ = self.unfold.over(trees, x, inputs="leaves")
-        return self.output(self.dropout(nodes))
+        states, _ = self.unfold.over(trees, x, inputs="leaves")
+        return self.output(self.dropout(states if nodes is None else states[nodes]))
 
 
 class SpanClassifier(TreeClassifier):
@@ -86,10 +88,19 @@ class SpanClassifier(TreeClassifier):
         torch.Size([3, 5])
     """
 
-    def forward(self, trees: Forest, words: Tensor) -> Tensor:
+    def forward(self, trees: Forest, words: Tensor, nodes: Tensor | None = None) -> Tensor:
         starts, lengths = spans(trees)
-        time = int(lengths.max(initial=0))
-        reach = np.minimum(starts + np.arange(time)[:, None], max(len(words) - 1, 0))  # padding reads any word
-        x = self.dropout(self.embed(words[torch.from_numpy(reach).to(words.device)]))
-        _, last = self.unfold(x, lengths=torch.from_numpy(lengths))
-        return self.output(self.dropout(last[0]))
+        wanted = np.arange(trees.nodes) if nodes is None else nodes.cpu().numpy()
+        order = np.argsort(-lengths[wanted], kind="stable")
+        found, done = [], 0
+        while done < len(order):  # those together that are about as long
+            first = wanted[order[done]]
+            some = wanted[order[done : done + max(1, STEPS // lengths[first])]]
+            reach = np.minimum(starts[some] + np.arange(lengths[first])[:, None], len(words) - 1)  # padding: any word
+            x = self.dropout(self.embed(words[torch.from_numpy(reach).to(words.device)]))
+            found.append(self.unfold(x, lengths=torch.from_numpy(lengths[some]))[1][0])
+            done += len(some)
+        if not found:
+            return self.output.weight.new_zeros(0, self.output.out_features)
+        places = torch.from_numpy(np.argsort(order)).to(words.device)
+        return self.output(self.dropout(torch.cat(found)[places]))

@@ -19,7 +19,7 @@ from ritornello.models.tree import SpanClassifier, TreeClassifier
 from ritornello.structures import Forest
 from ritornello.tasks.experiment import Experiment
 from ritornello.tasks.tree_config import TreeModelConfig, TreesConfig, TreeTrainingConfig
-from ritornello.tasks.tree_run import Reading, TreeModelRun, arranged, check_children, scores
+from ritornello.tasks.tree_run import Reading, TreeModelRun, arranged, check_children, labelled, scores
 from ritornello.tasks.treebank import PARTS, Shuffled, check_parts
 from ritornello.training.display import Display
 from ritornello.training.files import read_json, write_json
@@ -34,13 +34,16 @@ class Batch:
     Attributes:
         trees: their shapes.
         words: (leaves,) ids.
-        labels: (nodes,) classes; -1 where a node has none.
+        nodes: numbers of those that have a label; None where all have one.
+        labels: their classes.
     """
 
     def __init__(self, trees: Trees) -> None:
         self.trees: Forest = trees.forest
         self.words = torch.from_numpy(trees.words[trees.forest.leaves])
-        self.labels = torch.from_numpy(trees.labels)
+        self.nodes = labelled(trees)
+        labels = torch.from_numpy(trees.labels)
+        self.labels = labels if self.nodes is None else labels[self.nodes]
 
 
 class TreeTask(Shuffled):
@@ -62,11 +65,9 @@ class TreeTask(Shuffled):
         return Batch(self.train[which])
 
     def loss(self, model: nn.Module, batch: Batch, carry: Any) -> tuple[Tensor, Any, int]:
-        device = next(model.parameters()).device
-        labels = batch.labels.to(device)
-        logits = model(batch.trees, batch.words.to(device)).float()
-        known = int((labels >= 0).sum())
-        return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / max(known, 1), None, max(known, 1)
+        device, count = next(model.parameters()).device, max(len(batch.labels), 1)
+        logits = model(batch.trees, batch.words.to(device), batch.nodes).float()
+        return F.cross_entropy(logits, batch.labels.to(device), reduction="sum") / count, None, count
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         found = scores(model, self.valid)

@@ -82,8 +82,14 @@ def check_children(model: nn.Module, trees: Trees, part: str = "") -> None:
         )
 
 
-def logits_of(model: nn.Module, trees: Trees) -> Iterator[tuple[Trees, Tensor]]:
-    """Some trees at a time, and their nodes' logits.
+def labelled(trees: Trees) -> Tensor | None:
+    """The numbers of the nodes that have a label; None for all."""
+    known = trees.labels >= 0
+    return None if known.all() else torch.from_numpy(np.flatnonzero(known))
+
+
+def logits_of(model: nn.Module, trees: Trees, *, known: bool = False) -> Iterator[tuple[Trees, Tensor]]:
+    """Some trees at a time, and their nodes' logits; with `known` zeros for nodes without a label.
 
     Raises:
         DataError: a node with more children than the cell has slots.
@@ -96,7 +102,11 @@ def logits_of(model: nn.Module, trees: Trees) -> Iterator[tuple[Trees, Tensor]]:
         for start in range(0, len(trees), SIDE_BY_SIDE):
             part = trees[start : start + SIDE_BY_SIDE]
             words = torch.from_numpy(part.words[part.forest.leaves]).to(device)
-            yield part, model(part.forest, words).float().cpu()
+            nodes = labelled(part) if known else None
+            logits = model(part.forest, words, nodes).float().cpu()
+            if nodes is not None:
+                logits = logits.new_zeros(part.forest.nodes, logits.shape[1]).index_copy(0, nodes, logits)
+            yield part, logits
     model.train(training)
 
 
@@ -109,7 +119,7 @@ def scores(model: nn.Module, trees: Trees) -> dict[str, float]:
         neutral whose side has the larger probability; trees and nodes, how many had a label.
     """
     loss, right, binary, nodes, roots = 0.0, np.zeros(2), [], 0, 0
-    for part, logits in logits_of(model, trees):
+    for part, logits in logits_of(model, trees, known=True):
         labels = torch.from_numpy(part.labels)
         known, top = labels >= 0, torch.from_numpy(part.forest.roots)
         loss += float(F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum"))
