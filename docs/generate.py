@@ -14,53 +14,10 @@ from ritornello.cells import CELLS, TREE_CELLS
 from ritornello.engine import unfold as engine
 from ritornello.errors import ArgumentError, CellError
 from ritornello.executors import EXECUTORS, Request, choose
-from ritornello.structures import chain, forest
 
 README = Path(__file__).parent.parent / "README.md"
 SUPPORT = Path(__file__).parent / "support.md"
 PICTURES = Path(__file__).parent / "pictures"
-STRUCTURES = {
-    "chain": chain(3, 2),
-    "reversed": chain(3, 2, reverse=True),
-    "ragged": chain(3, 2, lengths=torch.tensor([3, 1])),
-    "resets": chain(3, 2, resets=torch.tensor([[False, False], [True, False], [False, True]])),
-    "tree": forest([[2, 2, -1]]),
-}
-
-
-def support_table() -> str:
-    """For each structure the executors that run it: a column for cells, and a row for structures, that are alike."""
-    cells: dict[tuple[str, ...], list[str]] = {}
-    for name, kind in sorted(CELLS.items()):
-        cells.setdefault(tuple(_executors(kind(2, 4), schedule) for schedule in STRUCTURES.values()), []).append(name)
-    walks: dict[tuple[str, ...], list[str]] = {}
-    for structure, *entries in zip(STRUCTURES, *cells, strict=True):
-        walks.setdefault(tuple(entries), []).append(structure)
-    lines = ["| | " + " | ".join(", ".join(f"`{name}`" for name in names) for names in cells.values()) + " |"]
-    lines.append("|---" * (len(cells) + 1) + "|")
-    lines += [f"| {', '.join(structures)} | {' | '.join(entries)} |" for entries, structures in walks.items()]
-    return "\n".join(lines)
-
-
-def _executors(cell, schedule) -> str:
-    x, like = torch.zeros(schedule.rows, cell.input_size), torch.zeros(())
-    request = Request(cell, x, cell.zero_state(schedule.entries, like), cell.zero_state(1, like), schedule)
-    return ", ".join(name for name in EXECUTORS if _runs(name, request)) or "no"
-
-
-def _runs(name: str, request: Request) -> bool:
-    try:
-        with torch.no_grad():
-            return EXECUTORS[name].supports(request) is None and bool(EXECUTORS[name].run(request))
-    except CellError:
-        return False  # a cell for chains, over a tree
-
-
-def with_table(text: str, table: Callable[[], str] = support_table) -> str:
-    return re.sub(r"(<!-- support -->\n).*?(<!-- /support -->)", rf"\1{table()}\n\2", text, flags=re.S)
-
-
-# What the engine calls in a graph of its own.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ADJOINTS = ("full", "checkpointed", "truncated:2,2", "randomized:0.1", "forward")
 WALKS = {
@@ -70,6 +27,47 @@ WALKS = {
     "resets": {"resets": torch.tensor([[False, False], [True, False], [False, True]])},
     "tree": None,
 }
+
+
+def support_table() -> str:
+    """For each structure the executors that run it: a column for cells, and a row for structures, that are alike."""
+    cells: dict[tuple[str, ...], list[str]] = {}
+    for name, kind in [*sorted(CELLS.items()), *sorted(TREE_CELLS.items())]:
+        cells.setdefault(tuple(_executors(kind, walk) for walk in WALKS.values()), []).append(name)
+    walks: dict[tuple[str, ...], list[str]] = {}
+    for structure, *entries in zip(WALKS, *cells, strict=True):
+        walks.setdefault(tuple(entries), []).append(structure)
+    lines = ["| | " + " | ".join(", ".join(f"`{name}`" for name in names) for names in cells.values()) + " |"]
+    lines.append("|---" * (len(cells) + 1) + "|")
+    lines += [f"| {', '.join(structures)} | {' | '.join(entries)} |" for entries, structures in walks.items()]
+    return "\n".join(lines)
+
+
+def _executors(kind: Callable[[int, int], rit.Cell], walk: dict | None) -> str:
+    return ", ".join(name for name in EXECUTORS if _runs(kind, walk, name)) or "no"
+
+
+def _runs(kind: Callable[[int, int], rit.Cell], walk: dict | None, executor: str) -> bool:
+    try:
+        unfolded(kind(2, 4), walk, executor=executor)
+    except (ArgumentError, CellError):
+        return False  # a cell for chains, over a tree, or one for trees, over a chain
+    return True
+
+
+def unfolded(cell: rit.Cell, walk: dict | None, dtype: torch.dtype = torch.float32, **how) -> torch.Tensor:
+    """The states of a small walk; None is a tree."""
+    options = dict(walk or {})
+    unfold = rit.Unfold(cell, reverse=options.pop("reverse", False), **how)
+    if walk is None:
+        return unfold.over([[2, 2, -1]], torch.randn(3, 2).to(dtype))[0]
+    return unfold(torch.randn(3, 2, 2).to(dtype), **options)[0]
+
+
+def with_table(text: str, table: Callable[[], str] = support_table) -> str:
+    return re.sub(r"(<!-- support -->\n).*?(<!-- /support -->)", rf"\1{table()}\n\2", text, flags=re.S)
+
+
 Outcome = tuple[str, str]  # the executor, or "no"; and the reason why it is not the first
 
 
@@ -85,12 +83,9 @@ def outcome(kind: Callable[[int, int], rit.Cell], walk: dict | None, dtype: torc
         found.append((chosen.name, reasons[0] if reasons else ""))
         return chosen
 
-    options = dict(walk or {})
-    unfold = rit.Unfold(cell, adjoint=adjoint, reverse=options.pop("reverse", False))
-    x = torch.randn(3, 2, 2).to(dtype) if walk is not None else torch.randn(3, 2).to(dtype)
     try:
         with mock.patch.object(engine, "choose", watched):
-            outputs = unfold(x, **options)[0] if walk is not None else unfold.over([[2, 2, -1]], x)[0]
+            outputs = unfolded(cell, walk, dtype, adjoint=adjoint)
         outputs.float().sum().backward()
     except CellError:
         if cell.slots is not None:
