@@ -30,8 +30,9 @@ from rich.table import Table
 
 from ritornello import _core
 from ritornello.program import Wants, derive, trace, unroll
+from ritornello.program.code import AFTER, BACK, BEFORE, LOOP, Product
 from ritornello.program.linear import linearise
-from ritornello.program.lower import AFTER, BACK, BEFORE, LOOP, Product, _Lowering
+from ritornello.program.lower import _Lowering
 from ritornello.program.passes import SUMS, fold, fuse, merge, split
 from ritornello.program.program import INPUT, PARAMETER
 

@@ -46,8 +46,7 @@ from ritornello.program import (
     unroll,
 )
 from ritornello.program.aten import TABLE
-from ritornello.program.linear import linearise
-from ritornello.program.lower import (
+from ritornello.program.code import (
     AFTER,
     BACK,
     BEFORE,
@@ -63,6 +62,7 @@ from ritornello.program.lower import (
     Place,
     X,
 )
+from ritornello.program.linear import linearise
 from ritornello.program.ops import ELEMENTS, LAYOUT, OPS, PRODUCT, REDUCTION, Term
 from ritornello.program.passes import fold, fuse, merge, split
 from ritornello.program.program import INPUT, PARAMETER, STATE, Node, products, prune, users

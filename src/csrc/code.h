@@ -1,4 +1,4 @@
-// What the machine runs, as src/ritornello/program/lower.py writes it. A place is a space and an offset in elements.
+// What the machine runs, as src/ritornello/program/code.py writes it. A place is a space and an offset in elements.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace rit {
 
-constexpr int most_fields = 16;  // as in src/ritornello/program/lower.py, and those that follow
+constexpr int most_fields = 16;  // as in src/ritornello/program/code.py, and those that follow
 constexpr int most_spaces = 128;
 constexpr int most_slots = 16;
 constexpr int most_lefts = 64;  // pieces of a product's left side

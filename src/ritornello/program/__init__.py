@@ -1,8 +1,9 @@
 """Cells as programs: recorded, simplified, differentiated, and lowered to the code of the compiled machine."""
 
+from ritornello.program.code import MOST_FIELDS, MOST_SLOTS, Code, encode
 from ritornello.program.derive import Joint, derive
 from ritornello.program.interpret import interpret, parameters
-from ritornello.program.lower import MOST_FIELDS, MOST_SLOTS, Code, Wants, encode, lower
+from ritornello.program.lower import Wants, lower
 from ritornello.program.ops import damped
 from ritornello.program.passes import blank, damp, simplify, unroll
 from ritornello.program.program import Builder, Node, Program, Value, prune

@@ -1,129 +1,32 @@
-"""From a joint program to the code of the C++ machine.
-
-Four routines, each run over blocks of rows: BEFORE (what needs no state: hoisted out of the loop), LOOP (a level, from
-its predecessors' states to its own), BACK (the adjoint of LOOP, levels backwards) and AFTER (gradients that no other
-row waits for: of x). At the end come the reductions, parameters' gradients summed over all rows.
-
-A routine is a list of steps: products over all rows of the block, and between them runs of element-wise instructions,
-row by row. An operand is a place: a space and an offset in elements.
-
-    CONST    parameters' vectors and constants          TEMP     one row's intermediate values, in the first cache
-    SCRATCH  a block's intermediate values              FRAME    what is kept of a row, from routine to routine
-    X, DX    the input and its gradient                 PREV, OUT    states of predecessors, of the rows themselves
-    DOUT     gradients of the rows' states from outside     CARRY, DPREV    from the rows that follow, to predecessors
-"""
+"""From a joint program to the code of the machine: what is computed where, and in which order."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from ritornello.program.code import (
+    AFTER,
+    BACK,
+    BEFORE,
+    CONST,
+    DX,
+    LOOP,
+    MOST_TERMS,
+    Code,
+    Pack,
+    Place,
+    Reduction,
+    Spaces,
+    X,
+)
 from ritornello.program.derive import Joint
 from ritornello.program.ops import ELEMENTS, OPS, Term
-from ritornello.program.program import GRADIENT, INPUT, PARAMETER, STATE, Node, Program, Value, live, products
+from ritornello.program.places import ALIGN, Item, Slot, View, allocate, final, place_of, sink
+from ritornello.program.program import GRADIENT, INPUT, PARAMETER, STATE, Node, Value, live, products
 from ritornello.program.save import choose_saved
 
-BEFORE, LOOP, BACK, AFTER = range(4)
-ROUTINES = ("before", "loop", "back", "after")
-CONST, TEMP, SCRATCH, FRAME, X, DX = range(6)
 PARTS = ("slice", "damped")  # ops whose result lies within their first argument
-ALIGN = 16  # elements: a cache line of single precision
-MOST_FIELDS, MOST_SLOTS, MOST_TERMS = 16, 16, 64  # as in src/csrc/code.h; terms of one product
-
-
-class Place(NamedTuple):
-    """Where a row's value lies: `size` elements from `offset` in a space; `scalar` ones stand for any number."""
-
-    space: int
-    offset: int
-    size: int
-
-
-class Instruction(NamedTuple):
-    """One element-wise instruction over a row. `extra` is an op's own number: inner size, or random stream."""
-
-    op: str
-    size: int
-    out: Place
-    args: tuple[Place, ...]
-    extra: int = 0
-
-
-class Product(NamedTuple):
-    """out = start + left · packed weights, over all rows of the block."""
-
-    size: int
-    out: Place
-    start: Place | None
-    pack: int
-    left: tuple[Place, ...]
-
-
-class Pack(NamedTuple):
-    """Weights in panels: windows of parameters, one below the other."""
-
-    size: int
-    parts: tuple[tuple[int, Term, int], ...]  # parameter, window, rows of the packed matrix
-
-
-class Reduction(NamedTuple):
-    """A window of a parameter's gradient: Σ over rows of leftᵀ right; a vector's: of left, or of left times right."""
-
-    parameter: int
-    row: int
-    column: int
-    left: Place
-    right: Place | None
-    matrix: bool
-
-
-class Spaces(NamedTuple):
-    """The numbers of the spaces that there is one of for each field of the state (and predecessor)."""
-
-    fields: int
-    slots: int
-
-    def prev(self, field: int, slot: int) -> int:
-        return 6 + slot * self.fields + field
-
-    def out(self, field: int) -> int:
-        return 6 + self.slots * self.fields + field
-
-    def dout(self, field: int) -> int:
-        return self.out(field) + self.fields
-
-    def carry(self, field: int) -> int:
-        return self.out(field) + 2 * self.fields
-
-    def dprev(self, field: int, slot: int) -> int:
-        return self.out(0) + 3 * self.fields + slot * self.fields + field
-
-    @property
-    def total(self) -> int:
-        return self.dprev(0, self.slots)
-
-
-@dataclass
-class Code:
-    """What the machine runs. `parameters` are the parameter-rate values that it reads, in the order it gets them."""
-
-    program: Program
-    spaces: Spaces
-    routines: tuple[list[Instruction | Product], ...]
-    packs: list[Pack]
-    constants: list[tuple[int, int, float]]  # offset in CONST, elements, number
-    vectors: list[tuple[int, int, int]]  # offset in CONST, elements, parameter
-    parameters: list[Value]
-    reductions: list[Reduction]
-    const: int
-    temp: int
-    scratch: int
-    frame: int
-    state_sizes: tuple[int, ...]
-    input_size: int
 
 
 class Wants(NamedTuple):
@@ -140,40 +43,6 @@ class Wants(NamedTuple):
     douts: tuple[bool, ...]
 
 
-@dataclass(eq=False)
-class _Slot:
-    """A value that instructions write and read, before it has a place."""
-
-    size: int
-    routine: int
-    place: Place | None = None
-    written: tuple[int, int] | None = None  # routine, step: when
-    reads: list[tuple[tuple[int, int], int, int]] = field(default_factory=list)  # when, first and last + 1 element
-    kept: bool = False  # for the reductions
-    hint: tuple[_Slot, int] | None = None
-    block: bool = False  # products read and write whole blocks
-
-    def at(self, offset: int, size: int) -> _View:
-        return _View(self, offset, size)
-
-
-class _View(NamedTuple):
-    slot: _Slot
-    offset: int
-    size: int
-
-
-class _Item(NamedTuple):
-    """An instruction or product over views."""
-
-    op: str
-    size: int
-    out: _View
-    args: tuple[_View, ...]
-    extra: int
-    start: bool  # of a product: the first argument is where it starts
-
-
 def lower(joint: Joint, wants: Wants) -> Code:
     """Code for a program and, if gradients are wanted, its adjoint."""
     return _Lowering(joint, wants).code()
@@ -184,15 +53,15 @@ class _Lowering:
         self.joint, self.wants, self.program = joint, wants, joint.program
         self.nodes = joint.program.nodes
         self.spaces = Spaces(len(self.program.fields), self.program.slots)
-        self.items: tuple[list[_Item], ...] = ([], [], [], [])
-        self.slots: list[_Slot] = []
-        self.made: dict[tuple[Value, int], _View] = {}
+        self.items: tuple[list[Item], ...] = ([], [], [], [])
+        self.slots: list[Slot] = []
+        self.made: dict[tuple[Value, int], View] = {}
         self.packs: dict[Pack, int] = {}
         self.parameters: dict[Value, int] = {}
-        self.constants: dict[tuple[str, int], _View] = {}  # by text: 0 is not -0
-        self.vectors: dict[Value, _View] = {}
+        self.constants: dict[tuple[str, int], View] = {}  # by text: 0 is not -0
+        self.vectors: dict[Value, View] = {}
         self.const_size = 0
-        self.fixed: dict[int, _Slot] = {}
+        self.fixed: dict[int, Slot] = {}
         self.targets: dict[tuple[Value, int], int] = {}
         results = self.program.results
         self.forward = results[: joint.forward]
@@ -256,31 +125,31 @@ class _Lowering:
         return roots
 
     # Places of values.
-    def _slot(self, size: int, routine: int) -> _Slot:
-        slot = _Slot(size, routine)
+    def _slot(self, size: int, routine: int) -> Slot:
+        slot = Slot(size, routine)
         self.slots.append(slot)
         return slot
 
-    def _fixed(self, space: int, size: int) -> _View:
+    def _fixed(self, space: int, size: int) -> View:
         if space not in self.fixed:
-            self.fixed[space] = _Slot(size, -1, Place(space, 0, size))
+            self.fixed[space] = Slot(size, -1, Place(space, 0, size))
         return self.fixed[space].at(0, size)
 
-    def _constant(self, number: float, size: int) -> _View:
+    def _constant(self, number: float, size: int) -> View:
         key = (repr(number), size)
         if key not in self.constants:
             self.constants[key] = self._const(size)
         return self.constants[key]
 
-    def _const(self, size: int) -> _View:
+    def _const(self, size: int) -> View:
         place = Place(CONST, self.const_size, size)
         self.const_size += -(-size // ALIGN) * ALIGN
-        return _Slot(size, -1, place).at(0, size)
+        return Slot(size, -1, place).at(0, size)
 
     def _parameter(self, value: Value) -> int:
         return self.parameters.setdefault(value, len(self.parameters))
 
-    def view(self, value: Value, routine: int) -> _View:
+    def view(self, value: Value, routine: int) -> View:
         """Where a routine finds a value; computes it if need be, and before it what it is computed from."""
         waiting = [(value, routine)]
         while waiting:
@@ -303,7 +172,7 @@ class _Lowering:
         home = self._home(value, routine)
         return None if (value, home) in self.made else [(self._read(arg, node), home) for arg in node.args]
 
-    def _view(self, value: Value, routine: int) -> _View:
+    def _view(self, value: Value, routine: int) -> View:
         node = self.nodes[value]
         if (value, routine) in self.made:
             return self.made[value, routine]
@@ -327,34 +196,34 @@ class _Lowering:
         """Whether it lies within its first argument, and is not saved apart."""
         return self.nodes[value].op in PARTS and not (value in self.saved and routine >= BACK)
 
-    def _remembered(self, value: Value) -> _View:
+    def _remembered(self, value: Value) -> View:
         """A row's gradient as AFTER finds it: what rows that follow handed on lies elsewhere by then."""
         view = self._computed(value, BACK)
         self.made[value, AFTER] = view = view if view.slot.place is None else self._kept_copy(view)
         return view
 
-    def _kept_copy(self, view: _View) -> _View:
+    def _kept_copy(self, view: View) -> View:
         """A copy of what lies only passing where it is, made in BACK."""
         copy = self._slot(view.size, BACK).at(0, view.size)
         self._copy(BACK, copy, view)
         return copy
 
-    def _part(self, node: Node, routine: int) -> _View:
+    def _part(self, node: Node, routine: int) -> View:
         view = self.view(node.args[0], routine)
-        return _View(view.slot, view.offset + (node.attributes[0] if node.op == "slice" else 0), node.size)
+        return View(view.slot, view.offset + (node.attributes[0] if node.op == "slice" else 0), node.size)
 
     def _home(self, value: Value, routine: int) -> int:
         """The routine that computes a value which another one reads: it itself, if that is drawn or computed again."""
         stage = self.stages[value]
         return routine if stage is None or (stage < BACK <= routine and value not in self.saved) else stage
 
-    def _computed(self, value: Value, routine: int) -> _View:
+    def _computed(self, value: Value, routine: int) -> View:
         home = self._home(value, routine)
         view = self.made.get((value, home)) or self._emit(value, home)
         self.made[value, home] = self.made[value, routine] = view
         return view
 
-    def _vector(self, value: Value) -> _View:
+    def _vector(self, value: Value) -> View:
         node = self.nodes[value]
         if node.op == "expand" and self.nodes[node.args[0]].op == "constant":
             return self._constant(self.nodes[node.args[0]].attributes[0], node.size)
@@ -365,11 +234,11 @@ class _Lowering:
 
     # Instructions.
     def _append(
-        self, routine: int, op: str, out: _View, args: Sequence[_View], extra: int = 0, start: bool = False
+        self, routine: int, op: str, out: View, args: Sequence[View], extra: int = 0, start: bool = False
     ) -> None:
-        self.items[routine].append(_Item(op, out.size, out, tuple(args), extra, start))
+        self.items[routine].append(Item(op, out.size, out, tuple(args), extra, start))
 
-    def _emit(self, value: Value, routine: int) -> _View:
+    def _emit(self, value: Value, routine: int) -> View:
         node = self.nodes[value]
         if node.op == "gradient":
             return self._own_gradient(node, routine)
@@ -380,7 +249,7 @@ class _Lowering:
             out = self._out(value, routine)
             at = 0
             for arg, part in zip(node.args, parts, strict=True):
-                self._copy(routine, _View(out.slot, out.offset + at, self.nodes[arg].size), part)
+                self._copy(routine, View(out.slot, out.offset + at, self.nodes[arg].size), part)
                 at += self.nodes[arg].size
             return out
         if node.op in PARTS:  # saved apart from the rest
@@ -407,7 +276,7 @@ class _Lowering:
         self._append(routine, op, out, args, extra)
         return out
 
-    def _own_gradient(self, node: Node, routine: int) -> _View:
+    def _own_gradient(self, node: Node, routine: int) -> View:
         number = node.attributes[0]
         carry = self._fixed(self.spaces.carry(number), node.size)
         if not self.wants.douts[number]:
@@ -422,7 +291,7 @@ class _Lowering:
         alone = node.op in OPS and OPS[node.op].kind == ELEMENTS and inner.op == "expand" and len(node.args) == 2
         return inner.args[0] if alone else arg
 
-    def _variant(self, node: Node, args: list[_View], routine: int) -> tuple[str, list[_View]]:
+    def _variant(self, node: Node, args: list[View], routine: int) -> tuple[str, list[View]]:
         """The instruction for these sizes: two-argument ops take one number in place of either argument."""
         if OPS[node.op].kind != ELEMENTS or node.size == 1:
             return node.op, args
@@ -432,7 +301,7 @@ class _Lowering:
                 return node.op + {"vv": "", "vs": ".vs", "sv": ".sv"}["".join(kinds)], args
         return node.op, [self._spread(arg, node.size, routine) for arg in args]
 
-    def _spread(self, view: _View, size: int, routine: int) -> _View:
+    def _spread(self, view: View, size: int, routine: int) -> View:
         if view.size == size:
             return view
         for (number, _), known in list(self.constants.items()):
@@ -442,10 +311,10 @@ class _Lowering:
         self._copy(routine, out, view)
         return out
 
-    def _copy(self, routine: int, out: _View, source: _View) -> None:
+    def _copy(self, routine: int, out: View, source: View) -> None:
         self._append(routine, "copy" if source.size == out.size else "expand", out, (source,))
 
-    def _product(self, value: Value, node: Node, routine: int) -> _View:
+    def _product(self, value: Value, node: Node, routine: int) -> View:
         start = self.view(node.args[0], routine) if len(node.args) % 2 else None
         if start is not None:
             start = self._spread(start, node.size, routine)
@@ -458,8 +327,8 @@ class _Lowering:
         return self._multiplied(terms, start, self._out(value, routine), routine)
 
     def _multiplied(
-        self, terms: Sequence[tuple[Value, Value, Term]], start: _View | None, out: _View, routine: int
-    ) -> _View:
+        self, terms: Sequence[tuple[Value, Value, Term]], start: View | None, out: View, routine: int
+    ) -> View:
         left, parts = [], []
         for v, weight, term in terms:
             view = self._spread(self.view(v, routine), self.nodes[v].size, routine)
@@ -477,11 +346,11 @@ class _Lowering:
         self._append(routine, "product", out, args, number, start is not None)
         return out
 
-    def _out(self, value: Value, routine: int) -> _View:
+    def _out(self, value: Value, routine: int) -> View:
         size = self.nodes[value].size
         space = self.targets.pop((value, routine), None)
         if space is not None:
-            slot = _Slot(size, routine, Place(space, 0, size))
+            slot = Slot(size, routine, Place(space, 0, size))
             return slot.at(0, size)
         return self._slot(size, routine).at(0, size)
 
@@ -496,13 +365,12 @@ class _Lowering:
                 self._results([self.d_x], [DX], AFTER)
         reductions = self._reductions()
         for items in self.items:
-            _sink(items)
-        self._read_and_written()
-        sizes = self._allocate()
+            sink(items)
+        sizes = allocate(self.items, self.slots)
         return Code(
             self.program,
             self.spaces,
-            tuple([self._final(item) for item in routine] for routine in self.items),
+            tuple([final(item) for item in routine] for routine in self.items),
             list(self.packs),
             [(v.slot.place.offset, v.size, float(number)) for (number, _), v in self.constants.items() if v.slot.place],
             [(v.slot.place.offset, v.size, self.parameters[p]) for p, v in self.vectors.items() if v.slot.place],
@@ -537,11 +405,11 @@ class _Lowering:
                 depth[value] = max((depth.get(arg, 0) for arg in node.args), default=0) + (node.op == "affine")
         return depth
 
-    def _reductions(self) -> list[tuple[Reduction, _View, _View | None]]:
+    def _reductions(self) -> list[tuple[Reduction, View, View | None]]:
         if not self.wants.gradients:
             return []
         results, nowhere = self.program.results, Place(CONST, 0, 0)
-        found: list[tuple[Reduction, _View, _View | None]] = []
+        found: list[tuple[Reduction, View, View | None]] = []
         for w in self.joint.weights:
             parameter, row = self._parameter(results[w.parameter]), w.row
             for left in self._pieces(results[w.left]):
@@ -557,7 +425,7 @@ class _Lowering:
                 row += left.size
         return found
 
-    def _pieces(self, value: Value) -> list[_View]:
+    def _pieces(self, value: Value) -> list[View]:
         """The places that hold a value when all is done, side by side."""
         node = self.nodes[value]
         if node.op == "cat":
@@ -574,132 +442,12 @@ class _Lowering:
         carried = {s.carry(f) for f in range(s.fields)}
         return carried | {s.dprev(f, k) for f in range(s.fields) for k in range(s.slots)} | {CONST}
 
-    def _read_and_written(self) -> None:
-        for routine, items in enumerate(self.items):
-            for step, item in enumerate(items):
-                if item.out.slot.written is None:
-                    item.out.slot.written = (routine, step)
-                for arg in item.args:
-                    arg.slot.reads.append(((routine, step), arg.offset, arg.offset + arg.size))
 
-    def _allocate(self) -> tuple[int, int, int]:
-        """Gives every slot its place; returns the sizes of TEMP, SCRATCH and FRAME."""
-        arenas = {TEMP: _Arena(), SCRATCH: _Arena(), FRAME: _Arena()}
-        space_of = {id(slot): self._space(slot) for slot in self.slots}
-        dying: dict[tuple[int, int], list[tuple[_Slot, int, int]]] = defaultdict(list)
-        for slot in self.slots:
-            for start, stop, when in _ends(slot):
-                dying[when].append((slot, start, stop))
-        for routine, items in enumerate(self.items):
-            for step, item in enumerate(items):
-                slot = item.out.slot
-                if slot.place is None:
-                    space = space_of[id(slot)]
-                    offset = self._in_place(item, dying[routine, step], space)
-                    if offset is None:
-                        offset = arenas[space].take(slot.size, self._hinted(slot))
-                    slot.place = Place(space, offset, slot.size)
-                for other, start, stop in dying.pop((routine, step), []):
-                    if other.place is not None and space_of.get(id(other)) == other.place.space:
-                        arenas[other.place.space].give(other.place.offset + start, stop - start)
-        return arenas[TEMP].size, arenas[SCRATCH].size, arenas[FRAME].size
-
-    def _space(self, slot: _Slot) -> int:
-        assert slot.written is not None
-        routine = slot.written[0]
-        if slot.kept or any(when[0] != routine for when, _, _ in slot.reads):
-            return FRAME
-        last = max((when[1] for when, _, _ in slot.reads), default=slot.written[1])
-        crossed = any(item.op == "product" for item in self.items[routine][slot.written[1] : last + 1])
-        return SCRATCH if slot.block or crossed else TEMP
-
-    def _in_place(self, item: _Item, dying: list[tuple[_Slot, int, int]], space: int) -> int | None:
-        """The place of an argument that is read here for the last time, if the result can take it over."""
-        base = item.op.partition(".")[0]
-        whole = item.out.size == item.out.slot.size and item.out.offset == 0
-        if not whole or (item.op != "product" and (base not in OPS or OPS[base].kind != ELEMENTS)):
-            return None
-        for number, arg in enumerate(item.args):
-            if item.op == "product" and not (item.start and number == 0 and arg not in item.args[1:]):
-                break  # its rows are read while its columns are written
-            entry = (arg.slot, arg.offset, arg.offset + arg.size)
-            place = arg.slot.place
-            if place is None or place.space != space or arg.size != item.out.size or entry not in dying:
-                continue
-            dying.remove(entry)
-            return place.offset + arg.offset
-        return None
-
-    def _hinted(self, slot: _Slot) -> int | None:
-        """Where the value that this one is computed from lay, or where the product that made it started."""
-        hint, offset = slot.hint, 0
-        while hint is not None:
-            offset += hint[1]
-            if hint[0].place is not None and hint[0].place.space == FRAME:
-                return hint[0].place.offset + offset
-            hint = hint[0].hint
-        return None
-
-    def _final(self, item: _Item) -> Instruction | Product:
-        out, args = _place(item.out), tuple(_place(arg) for arg in item.args)
-        if item.op == "product":
-            return Product(item.size, out, args[0] if item.start else None, item.extra, args[item.start :])
-        return Instruction(item.op, item.size, out, args, item.extra)
-
-
-def _sink(items: list[_Item]) -> None:
-    """Moves an instruction whose result is kept behind the last reader of an argument whose place it could take."""
-    for item in list(items):
-        view = _kept_argument(item)
-        if view is None:
-            continue
-        at = items.index(item)
-        readers = [k for k in range(at + 1, len(items)) if _reads(items[k], view)]
-        if readers and not any(_in_the_way(other, item) for other in items[at + 1 : readers[-1] + 1]):
-            items.insert(readers[-1], items.pop(at))
-
-
-def _kept_argument(item: _Item) -> _View | None:
-    """An argument of the result's size that another routine left in the frame."""
-    if item.op == "product" or not item.out.slot.kept:
-        return None
-    here, size = item.out.slot.routine, item.out.size
-    kept = (arg for arg in item.args if arg.slot.place is None and arg.slot.routine != here and arg.size == size)
-    return next(kept, None)
-
-
-def _in_the_way(other: _Item, item: _Item) -> bool:
-    """Whether the item cannot be moved behind the other."""
-    writes = any(other.out.slot is arg.slot for arg in item.args)
-    return other.op == "product" or _reads(other, item.out) or other.out.slot is item.out.slot or writes
-
-
-def _reads(item: _Item, view: _View) -> bool:
-    end = view.offset + view.size
-    return any(arg.slot is view.slot and arg.offset < end and view.offset < arg.offset + arg.size for arg in item.args)
-
-
-def _ends(slot: _Slot) -> Iterable[tuple[int, int, tuple[int, int]]]:
-    """The parts of a slot, each with the moment after which nobody reads it."""
-    if slot.kept or slot.written is None:
-        return
-    bounds = sorted({0, slot.size, *(edge for _, start, stop in slot.reads for edge in (start, stop))})
-    for start, stop in pairwise(bounds):
-        when = max((w for w, a, b in slot.reads if a <= start and stop <= b), default=slot.written)
-        yield start, stop, when
-
-
-def _place(view: _View) -> Place:
-    place = view.slot.place
-    assert place is not None
-    return Place(place.space, place.offset + view.offset, view.size)
-
-
-def _joined(found: list[tuple[Reduction, _View, _View | None]]) -> list[Reduction]:
+def _joined(found: list[tuple[Reduction, View, View | None]]) -> list[Reduction]:
     """Placed; neighbours in memory and in the parameter become one."""
     joined: list[Reduction] = []
     for reduction, left, right in found:
-        each = reduction._replace(left=_place(left), right=None if right is None else _place(right))
+        each = reduction._replace(left=place_of(left), right=None if right is None else place_of(right))
         if joined and _continues(joined[-1], each):
             left_of_both = joined[-1].left._replace(size=joined[-1].left.size + each.left.size)
             joined[-1] = joined[-1]._replace(left=left_of_both)
@@ -713,95 +461,3 @@ def _continues(one: Reduction, other: Reduction) -> bool:
         *(other.parameter, other.column, other.right, other.matrix, other.left.space),
     )
     return same and one.row + one.left.size == other.row and one.left.offset + one.left.size == other.left.offset
-
-
-class _Arena:
-    """Places in one space: the first that fits, the one hinted at if it is free."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self.free: list[tuple[int, int]] = []  # start, stop
-
-    def take(self, size: int, hint: int | None = None) -> int:
-        if hint is not None:
-            for start, stop in self.free:
-                if start <= hint and hint + size <= stop:
-                    return self._use(start, stop, hint, size)
-        for start, stop in self.free:
-            if stop - start >= size:
-                return self._use(start, stop, start, size)
-        offset = self.size
-        self.size += -(-size // ALIGN) * ALIGN
-        if self.size > offset + size:
-            self.free.append((offset + size, self.size))
-        return offset
-
-    def _use(self, start: int, stop: int, offset: int, size: int) -> int:
-        self.free.remove((start, stop))
-        self.free += [piece for piece in ((start, offset), (offset + size, stop)) if piece[0] < piece[1]]
-        self.free.sort()
-        return offset
-
-    def give(self, offset: int, size: int) -> None:
-        pieces = sorted([*self.free, (offset, offset + size)])
-        merged = [pieces[0]]
-        for start, stop in pieces[1:]:
-            if start == merged[-1][1]:
-                merged[-1] = (merged[-1][0], stop)
-            else:
-                merged.append((start, stop))
-        self.free = merged
-
-
-def encode(code: Code, number_of: dict[str, int]) -> tuple[list[int], list[float]]:
-    """The code as integers and constants, in the order in which src/csrc/code.h reads them.
-
-    Args:
-        number_of: the machine's number for each op.
-    """
-    ints: list[int] = [len(code.state_sizes), code.spaces.slots, *code.state_sizes, code.input_size]
-    ints += [code.const, code.temp, code.scratch, code.frame, len(code.packs), len(code.parameters)]
-    for steps in code.routines:
-        runs = _runs(steps)
-        ints.append(len(runs))
-        for run in runs:
-            if isinstance(run, Product):
-                start = run.start if run.start is not None else Place(-1, 0, 0)
-                ints += [1, run.size, *run.out[:2], *start[:2], run.pack, len(run.left)]
-                ints += [number for place in run.left for number in place]
-            else:
-                ints += [0, len(run)]
-                for op, size, out, args, extra in run:
-                    places = [*args, *[Place(CONST, 0, 0)] * (3 - len(args))]
-                    ints += [
-                        number_of[op],
-                        size,
-                        extra,
-                        *out[:2],
-                        *(number for place in places for number in place[:2]),
-                    ]
-    for pack in code.packs:
-        ints += [pack.size, len(pack.parts)]
-        ints += [number for parameter, term, depth in pack.parts for number in (parameter, *map(int, term), depth)]
-    ints.append(len(code.constants))
-    ints += [number for offset, size, _ in code.constants for number in (offset, size)]
-    ints.append(len(code.vectors))
-    ints += [number for vector in code.vectors for number in vector]
-    ints.append(len(code.reductions))
-    for r in code.reductions:
-        right = r.right if r.right is not None else Place(-1, 0, 0)
-        ints += [r.parameter, r.row, r.column, int(r.matrix), *r.left, *right]
-    return ints, [number for _, _, number in code.constants]
-
-
-def _runs(steps: Sequence[Instruction | Product]) -> list[Product | list[Instruction]]:
-    """Products, and runs of instructions between them."""
-    runs: list[Product | list[Instruction]] = []
-    for step in steps:
-        if isinstance(step, Product):
-            runs.append(step)
-        elif runs and isinstance(runs[-1], list):
-            runs[-1].append(step)
-        else:
-            runs.append([step])
-    return runs

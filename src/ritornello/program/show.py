@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ritornello.program.code import AFTER, BACK, BEFORE, LOOP, Code, Product
 from ritornello.program.derive import derive
 from ritornello.program.linear import scanned
-from ritornello.program.lower import AFTER, BACK, BEFORE, LOOP, Code, Product, Wants, lower
+from ritornello.program.lower import Wants, lower
 from ritornello.program.ops import OPS
 from ritornello.program.program import INPUT, PARAMETER, STATE, Node, Program, Value, products
 
