@@ -15,7 +15,6 @@ import torch
 
 import ritornello as rit
 from ritornello.cells import CELLS, TREE_CELLS, Jordan, TeacherForced
-from ritornello.data.listops import listops
 from ritornello.errors import CellError
 
 ROOT = Path(__file__).parent.parent
@@ -50,10 +49,9 @@ def rit_on_path(tmp_path, monkeypatch):
     """A folder with the texts that the pages name, and `rit` on the path."""
     for name in ("FILE.txt", "OTHER.txt"):
         (tmp_path / name).write_text(TEXT)
-    for name in ("TREES.txt", "OTHER-TREES.txt"):
+    (tmp_path / "SENTENCES.txt").write_text("not a dull moment\ngood film\n")
+    for name in ("TREES.txt", "OTHER-TREES.txt", "DEV-TREES.txt", "TEST-TREES.txt"):
         (tmp_path / name).write_text(TREES)
-    for name in ("LISTS.txt", "OTHER-LISTS.txt"):
-        (tmp_path / name).write_text("\n".join(listops(60, seed=1, deepest=2)))
     command = tmp_path / "bin" / "rit"
     command.parent.mkdir()
     command.write_text(f"#!{sys.executable}\nfrom ritornello.cli import main\nmain()\n")

@@ -107,6 +107,8 @@ def test_the_options_know_the_searches_that_there_are() -> None:
 def test_other_runs_and_empty_text(run: parse.ParserRun, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="text: there is no word to put into brackets"):
         run.predict(" \n")
+    with pytest.raises(DataError, match="text, line 2, is in brackets already; a parser takes its words alone"):
+        run.predict("not a tree\n (not (a tree))")
     with Run.prepare(tmp_path / "other", "language-model", {}):
         pass
     with pytest.raises(RunError, match="holds the task 'language-model'; expected 'parse'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from typing import Any
 
@@ -185,6 +186,9 @@ def test_more_predecessors_than_the_machine_takes_go_by_the_reference() -> None:
     with pytest.raises(ArgumentError, match="a row has 17 predecessors; the compiled machine takes 16"):
         rit.Unfold(cell, executor="cpu").over(star, x)
     assert rit.Unfold(cell).over(star, x)[0].shape == (18, 3)
+    said = io.StringIO()
+    rit.explain(rit.cells.TreeLSTM(2, 3, slots=17), said)
+    assert "executor: reference, for a row has 17 predecessors; the compiled machine takes 16" in said.getvalue()
 
 
 def test_a_cell_for_chains_is_told_by_the_reference() -> None:

@@ -15,7 +15,7 @@ def evaluate(
         list[str], typer.Option(help="Files or folders of text, or of labelled trees.", show_default="none")
     ] = [],  # noqa: B006
     part: Annotated[
-        str, typer.Option(help="Without --text: a part of the run's own text, valid, test or train.")
+        str, typer.Option(help="Without --text: a part of the run's own text or trees: valid, test or train.")
     ] = "valid",
     window: Annotated[
         int, typer.Option(help="Score windows of this many tokens, without carried state; 0: one stream.")
@@ -30,7 +30,7 @@ def evaluate(
     ] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
 ) -> None:
-    """Score trained models: nats a token, bits per character and perplexity of a text; right labels of trees."""
+    """Score trained models: nats a token, bits per character and perplexity of texts; labels and brackets of trees."""
     from rich.console import Console
 
     from ritornello.cli.options import given

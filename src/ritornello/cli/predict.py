@@ -14,9 +14,11 @@ def predict(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
     text: Annotated[
         list[str],
-        typer.Argument(help="Trees in brackets, '(not (very good))', or sentences; none: from standard input."),
+        typer.Argument(
+            help="Trees in brackets, '(not (very good))', or sentences; for a parser sentences; none: standard input."
+        ),
     ] = [],  # noqa: B006
-    trees: Annotated[list[str], typer.Option(help="Files or folders of trees.", show_default="none")] = [],  # noqa: B006
+    trees: Annotated[list[str], typer.Option(help="Files or folders of them.", show_default="none")] = [],  # noqa: B006
     picture: Annotated[
         str, typer.Option(help="Draw the trees, as png, svg or pdf; several get numbers.", show_default="none")
     ] = "",

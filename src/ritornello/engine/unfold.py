@@ -40,8 +40,8 @@ class Unfold(nn.Module):
             time axis and is (batch, size) either way.
         learn_initial: the initial state, read where a sequence begins, is a parameter (at first zero) instead of zero.
         adjoint: how gradients go back through time (docs/bptt.md): "full" (default) keeps what every step computed;
-            "checkpointed" keeps O(√T) states beyond inputs and outputs and computes the steps between once more, in at
-            most 1.4 times the time; `Truncated(k1, k2)` and `Randomized(p)`, or their texts "truncated:20,40" and
+            "checkpointed" keeps O(√T) states beyond inputs and outputs and computes the steps between once more, in
+            about 1.3 times the time; `Truncated(k1, k2)` and `Randomized(p)`, or their texts "truncated:20,40" and
             "randomized:0.05"; "forward" carries derivatives forwards, for small cells. The last three know chains only,
             and in a graph that torch.compile captures they break it.
         executor: "auto" (default) or an executor's name.

@@ -75,7 +75,7 @@ class CpuExecutor:
     def _supports_trees(self, request: Request, plan: Plan) -> str | None:
         most = max(level.source.shape[1] for level in request.schedule.levels if not isinstance(level.source, int))
         if most > MOST_SLOTS:
-            return f"a row has {most} predecessors; the compiled machine takes {MOST_SLOTS}"
+            return _too_many(most)
         if request.checkpointed:
             return "checkpoints are kept along chains only"
         zero = request.fresh and not any(field.requires_grad or bool(field.any()) for field in request.blank)
@@ -131,6 +131,8 @@ class CpuExecutor:
         """
         if isinstance(cell, BoundCell):
             return cell.plan
+        if (slots := getattr(cell, "slots", None) or 1) > MOST_SLOTS:
+            return _too_many(slots)
         known = self._plans.setdefault(cell, _Plans())
         features = (x_size, like.dtype, sizes)
         if known.changing:
@@ -162,3 +164,7 @@ class _Plans:
     def __init__(self) -> None:
         self.found: OrderedDict[Any, Plan | str] = OrderedDict()
         self.changing: frozenset[str] = frozenset()
+
+
+def _too_many(predecessors: int) -> str:
+    return f"a row has {predecessors} predecessors; the compiled machine takes {MOST_SLOTS}"

@@ -133,18 +133,24 @@ class ParserRun(TreebankRun):
         """Puts sentences into brackets.
 
         Args:
-            text: a sentence a line, words between spaces; brackets, and what stands in them, are taken as words.
+            text: sentences, one per line, words between spaces; a bracket within a sentence is a word.
 
         Returns:
             A tree a line, of unlabelled brackets; see the example of `train`.
 
         Raises:
-            DataError: no word at all.
+            DataError: no word at all, or a line that is in brackets already.
         """
         return format_trees(self.answer(text)[0])
 
     def answer(self, text: str, source: str = "text") -> tuple[Trees, None]:
         """The trees themselves, with no probabilities; `source` is what errors call the text."""
+        for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+            if line.startswith("(") and line.endswith(")"):
+                raise DataError(
+                    f"{source}, line {number}, is in brackets already; a parser takes its words alone, and words that "
+                    "are brackets as -LRB- and -RRB-."
+                )
         sentences = [line.split() for line in text.splitlines() if line.split()]
         if not sentences:
             raise DataError(f"{source}: there is no word to put into brackets.")

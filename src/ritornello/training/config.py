@@ -35,7 +35,8 @@ class TrainingConfig:
         momentum: of sgd and rmsprop.
         beta1: of adam and adamw, for the mean of gradients.
         beta2: of adam and adamw, for the mean of their squares.
-        weight_decay: on matrices, not on vectors; decoupled in adamw, λ/2·Σw² in the loss elsewhere.
+        weight_decay: on matrices, not on vectors, nor on word vectors that adagrad trains; decoupled in adamw,
+            λ/2·Σw² in the loss elsewhere.
         schedule: cosine (to zero at the end of the budget), constant, or plateau (halved when two evaluations in a row
             bring no better score).
         warmup: updates over which the rate rises from 0.
