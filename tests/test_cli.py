@@ -235,7 +235,7 @@ class TestRoundTrip:
         asked = []
         monkeypatch.setattr(torch, "set_num_threads", asked.append)
         succeeds("train", "lm", "--train", "text.txt", *SMALL, "--threads", 3)
-        assert asked == [3]
+        assert asked == [3, torch.get_num_threads()], "and as before once it is trained"
         assert Run.open("runs/lm").config["training"]["threads"] == 3
 
     def test_without_a_text_it_reads_what_python_carries(self, succeeds, monkeypatch):
@@ -426,7 +426,8 @@ class TestTrees:
             (["predict", "TREES", "(a b)", "(a b c)", "--picture", "a.png"], "tree 0 has a node with 3 children"),
             (["predict", "TREES", "(a (b)"], "text, line 1, column 1: the tree that begins here does not end"),
             (["predict", "TREES", " "], "text: there is no tree in it"),
-            (["predict", "TREES"], "stdin.txt: this file is empty"),
+            (["predict", "TREES"], "Standard input is empty, or was read before; it can be read once."),
+            (["predict", "TREES", "(a b)", "--device", "meta"], "Device 'meta' cannot be used here"),
             (["predict", "TREES", "(a b)", "--device", "abacus"], "Device 'abacus' cannot be used here"),
             (["predict", "nowhere", "(a b)"], "There is no run nowhere"),
         ],
@@ -440,7 +441,15 @@ class TestTrees:
     def test_what_is_piped_in_must_be_utf_8(self, shell, trained_trees):
         answer = shell("predict", trained_trees, stdin=b"(caf\xe9 noir)")
         assert (answer.status, answer.out) == (2, "")
-        assert "stdin.txt: byte 4 is 0xe9, where the file stops being UTF-8" in answer.error
+        assert "standard input: byte 4 is 0xe9, where the file stops being UTF-8" in answer.error
+        assert "--level" not in answer.error
+
+    def test_names_that_read_as_markup_or_need_quotes(self, succeeds):
+        out = "w[/a] z"
+        said = succeeds("train", "tree", "--train", "trees.txt", "--valid", "trees.txt", *SMALL_TREES, "--out", out)
+        assert f"rit evaluate '{out}' --text FILE" in said
+        for verb in ("evaluate", "info"):
+            assert out in succeeds(verb, out)
 
     def test_without_matplotlib_nothing_is_printed(self, fails, trained_trees, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -643,7 +652,7 @@ class TestMistakes:
             (["--train", "latin.txt"], "latin.txt: byte 3 is 0xe9, where the file stops being UTF-8; convert it"),
             (["--train", "nowhere.txt"], "nowhere.txt: there is no such file or folder"),
             (["--train", "hollow"], "hollow: this folder holds no file"),
-            (["--train", "-"], "stdin.txt: this file is empty"),
+            (["--train", "-"], "Standard input is empty, or was read before; it can be read once."),
             (["--valid", "empty.txt"], "empty.txt: this file is empty"),
             (["--cell", "lsmt"], "Unknown cell 'lsmt': did you mean lstm or slstm? Known: additive, "),
             (["--cell", "nowhere.py:Cell"], "Cannot import 'nowhere.py': there is no such file"),

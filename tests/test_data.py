@@ -85,7 +85,7 @@ class TestFind:
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
     def test_a_pipe_can_be_read_only_once(self, tmp_path):
         os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(DataError, match="pipe: a text is read more than once, so this must be a file"):
+        with pytest.raises(DataError, match="pipe: this must be a file, for it is read more than once"):
             find([tmp_path / "pipe"])
 
     def test_standard_input_is_kept(self, tmp_path):

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import ritornello as rit
 from ritornello.data.brackets import parse_trees
 from ritornello.data.scenes import FEATURES, scenes
-from ritornello.errors import ArgumentError
-from ritornello.models.merging import Instances
+from ritornello.errors import ArgumentError, RunError
+from ritornello.models.merging import Instances, beam_search
 from ritornello.models.parser import Parser, SentenceParser, bracket_f1, branching, groups_of, region_f1, wrong_in
 from ritornello.structures import Forest, preorder
 
@@ -323,3 +323,49 @@ def test_messages() -> None:
     apart = Instances.lines([3], [np.array([[True, False, True]])])
     with pytest.raises(ArgumentError, match="Instance 0 cannot be merged rightly: a group of it falls apart"):
         made.search(apart, x[:3], only_right=True)
+    with pytest.raises(ArgumentError, match="Instance 0 cannot be merged rightly: a group of it falls apart"):
+        made.search(apart, x[:3], "chart", only_right=True)
+    with pytest.raises(ArgumentError, match="Instance 1 has no leaf; each needs one at least"):
+        Instances.lines([2, 0])
+    with pytest.raises(ArgumentError, match="Instance 0 has no leaf"):
+        Instances.graphs([np.zeros((0, 0))])
+
+
+@pytest.mark.parametrize("how", ["greedy", "beam", "chart"])
+def test_scores_that_are_no_numbers_end_the_search(how: str) -> None:
+    made = parser()
+    with torch.no_grad():
+        made.score.bias.fill_(float("nan"))
+    with pytest.raises(RunError, match="The score of a merge is no number any more; try a lower --lr"):
+        made.search(Instances.lines([3]), torch.randn(3, 3, dtype=F64), how)
+
+
+@pytest.mark.parametrize("how", ["greedy", "beam", "chart"])
+def test_no_sentence_has_no_tree(how: str) -> None:
+    assert len(parser().search(Instances.lines([]), torch.zeros(0, 3, dtype=F64), how).trees) == 0
+
+
+def test_a_search_leaves_modes_as_they_were_and_takes_scores_with_gradients() -> None:
+    made = parser()
+    made.unfold.eval()
+    with pytest.raises(ArgumentError, match="chart_search takes sentences"):
+        made.search(Instances.graphs([~np.eye(3, dtype=bool)]), torch.zeros(3, 3, dtype=F64), "chart")
+    assert (made.training, made.unfold.training, made.score.training) == (True, False, True)
+    leaves = made._leaves(torch.randn(3, 3, dtype=F64))
+    assert len(beam_search(Instances.lines([3]), leaves, made._compose, width=2).trees) == 1
+
+
+def test_groups_and_brackets_of_many_trees_and_of_few_words() -> None:
+    trees = branching([4, 1, 3, 2], "right")
+    assert [group.shape for group in groups_of(trees)] == [(3, 4), (0, 1), (2, 3), (1, 2)]
+    pairs = branching([2, 2], "left")
+    assert bracket_f1(pairs, pairs) == 1.0  # nothing to find, and nothing that is wrong
+    assert region_f1(Forest.from_parents([[2, 2, -1]]), [np.ones((1, 2), bool)]) == 1.0
+    only = Forest.from_depths([0, 1, 2, 1, 2])  # only children are no brackets of two words
+    assert bracket_f1(only, Forest.from_depths([0, 1, 1])) == 1.0
+
+
+def test_wide_beams_keep_no_two_alike() -> None:
+    made, x = parser(seed=3), torch.randn(6, 3, dtype=F64)
+    exact = made.search(Instances.lines([6]), x, "beam", width=60)
+    assert float(exact.scores[0]) == pytest.approx(float(made.search(Instances.lines([6]), x, "chart", 60).scores[0]))

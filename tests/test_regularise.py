@@ -528,6 +528,16 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean(share: float, dtype: torch.
     assert layer.eval()(x) is x
 
 
+def test_dropout_of_nearly_all_and_on_x_s_own_device() -> None:
+    kept = rit.nn.Dropout(0.999999)(torch.ones(100_000))
+    assert set(kept.unique().tolist()) <= {0.0, 65536.0}
+    torch.set_default_device("meta")
+    try:
+        assert rit.nn.Dropout(0.5)(torch.ones(4, device="cpu")).device.type == "cpu"
+    finally:
+        torch.set_default_device(None)
+
+
 def test_dropout_elsewhere_is_torch_s() -> None:
     layer, x = rit.nn.Dropout(0.5), torch.randn(4, 5)
     torch.manual_seed(0)

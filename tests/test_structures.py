@@ -250,6 +250,13 @@ def test_schedules_live_on_the_cpu_whatever_the_default_device(reverse: bool) ->
         check_form(schedule)
 
 
+def test_numbers_that_are_not_whole() -> None:
+    with pytest.raises(ArgumentError, match=r"^depths must be integers, one for each node, not float64"):
+        Forest.from_depths([0, 1.7])  # type: ignore[list-item]
+    with pytest.raises(ArgumentError, match=r"^predecessors must be integers, one for each node, not float64"):
+        Graphs.from_predecessors([[[], [0.5]]])  # type: ignore[list-item]
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
@@ -266,6 +273,7 @@ def test_schedules_live_on_the_cpu_whatever_the_default_device(reverse: bool) ->
         ([[5], [-1, -1]], "^Tree 0: parent 5 is no node"),
         ([[-1], [[-1]]], r"^Tree 1: parents must be integers, one for each node, not int64 of shape \(1, 1\)\.$"),
         ([[-1.0]], r"^Tree 0: parents must be integers, one for each node, not float64 of shape \(1,\)\.$"),
+        ([[-1, [0]]], r"^Tree 0: parents must be integers, one for each node, not lists in lists\.$"),
     ],
 )
 def test_what_is_no_tree(batch: list[list[int]], message: str) -> None:

@@ -36,7 +36,7 @@ from ritornello.tasks.language_model_config import LanguageModelConfig, TextConf
 from ritornello.training import Display, TrainingConfig, files, loop
 from ritornello.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from ritornello.training.config import from_json
-from ritornello.training.files import read_tensors
+from ritornello.training.files import read_tensors, write_tensors
 from ritornello.training.optimise import clip, learning_rate, make_optimiser
 from ritornello.training.run import Run
 
@@ -633,6 +633,14 @@ class TestInterrupt:
         fit(Regression(), linear(), Run.open(halved), resume=True, **options)
         assert everything(halved) == everything(whole)
 
+    def test_one_after_the_last_update_stops_nothing(self, tmp_path):
+        with Run.prepare(tmp_path / "run", "a test", {}):
+            pass
+        watch = Watch(at={4: lambda: signal.raise_signal(signal.SIGINT)})
+        config = TrainingConfig(steps=4, evaluations=1, optimiser="adam")
+        progress, interrupted = loop.train(Regression(), linear(), config, Run.open(tmp_path / "run"), watch=watch)
+        assert (interrupted, progress.step) == (False, 4)
+
     def test_a_second_one_stops_at_once(self):
         with loop.interruptible() as interrupted:
             signal.raise_signal(signal.SIGINT)
@@ -903,6 +911,17 @@ class TestKill:
             assert everything(out) in legal, f"killed at moment {moment}"
             found.add(legal.index(everything(out)))
         assert found == {0, 1}
+
+
+def test_tensors_that_share_memory_are_kept_each(tmp_path):
+    whole = torch.arange(4.0)
+    write_tensors(tmp_path / "some.safetensors", {"whole": whole, "part": whole[1:3], "own": torch.ones(1)}, {})
+    found, _ = read_tensors(tmp_path / "some.safetensors")
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        "whole": [0, 1, 2, 3],
+        "part": [1, 2],
+        "own": [1],
+    }
 
 
 class TestFullDisk:

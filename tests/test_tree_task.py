@@ -26,7 +26,7 @@ from ritornello.pictures import draw_tree, save
 from ritornello.structures import Forest, spans
 from ritornello.tasks import tree
 from ritornello.tasks.tree_config import TreeModelConfig, TreesConfig
-from ritornello.tasks.tree_run import SENTIMENT, SIDE_BY_SIDE, Reading, scores
+from ritornello.tasks.tree_run import SENTIMENT, SIDE_BY_SIDE, Reading, logits_of, scores
 from ritornello.training import loop
 from ritornello.training.files import read_tensors
 from ritornello.training.run import Run
@@ -152,6 +152,36 @@ class TestLearning:
         run = tree.train(tmp_path / "run", **parts(folder), **SHORT, cell="jordan(output_size=3)", model=model)
         assert run.model.output.in_features == 3
         assert len(run.predict("(not good)")) == 1
+
+    def test_batches_without_any_label_that_counts(self, tmp_path):
+        (tmp_path / "trees.txt").write_text("(0 (0 bad) (0 film))\n(2 (2 a) (2 film))\n(1 (1 good) (1 film))\n" * 3)
+        files = {"train": tmp_path / "trees.txt", "valid": tmp_path / "trees.txt", "classes": ("0", "1")}
+        for model in ("tree", "sequence"):
+            run = tree.train(tmp_path / model, **files, **{**SHORT, "batch": 1, "steps": 9}, model=model)
+            assert len(run.run.metrics()) == 2
+        (tmp_path / "other.txt").write_text("(2 (2 a) (2 film))")
+        with pytest.raises(DataError, match=r"other\.txt: no node has a label that counts; the model's are 0, 1"):
+            run.evaluate(tmp_path / "other.txt")
+
+    def test_threads_are_those_of_the_training_alone(self, folder, tmp_path):
+        before = torch.get_num_threads()
+        tree.train(tmp_path / "run", **parts(folder), **{**SHORT, "threads": before + 1})
+        assert torch.get_num_threads() == before
+
+    def test_labels_of_which_some_are_unknown(self, trained):
+        with pytest.raises(DataError, match=r"text, line 2, column 2: the label is '7': Known: 0, 1"):
+            trained.predict("(1 good)\n(7 film)")
+        assert trained.predict("(7 good)") == trained.predict("(7 (good))")  # words, all of them
+
+    def test_modes_are_as_they_were_when_only_some_is_asked_for(self, trained):
+        trained.model.train()
+        trained.model.output.eval()
+        some = logits_of(trained.model, trained.read(trained.parse("(not (good bad))")))
+        next(some)
+        some.close()
+        assert trained.model.training
+        assert not trained.model.output.training
+        trained.model.eval()
 
 
 def sums(cell: rit.Cell) -> bool:
@@ -715,6 +745,7 @@ class TestListOps:
         [
             ({"count": -1}, "^listops: count must be an integer from 0, not -1"),
             ({"deepest": 0}, "^listops: deepest must be an integer from 1, not 0"),
+            ({"deepest": 3000}, r"^listops: deepest must be 300 at most, not 3000\.$"),
             ({"arguments": 1.5}, r"^listops: arguments must be an integer from 2, not 1\.5"),
             ({"longest": 3}, "^listops: longest must be an integer from 4, not 3"),
             (
@@ -752,11 +783,12 @@ class TestPictures:
     def _library(self):
         pytest.importorskip("matplotlib")
 
-    def test_labels_stand_at_nodes_and_words_below(self):
+    def test_labels_stand_at_nodes_and_words_below(self, tmp_path):
         trees = parse_trees("(3 (2 The) (4 (4 best) film)) (1 no)")
-        figure = draw_tree(trees, title="so it is")
+        figure = draw_tree(trees, title=r"$\so$ it is")
         assert texts(figure) == ["3", "2", "The", "4", "4", "best", "", "film"]
-        assert figure.axes[0].get_title() == "so it is"
+        assert figure.axes[0].get_title() == r"$\so$ it is"
+        save(figure, tmp_path / "no-formula.svg")
         places = {text.get_text(): text.get_position() for text in figure.axes[0].texts if text.get_text()}
         assert places["The"][0] < places["best"][0] < places["film"][0]
         assert places["3"][1] > places["4"][1] == places["2"][1] > places["The"][1]

@@ -258,6 +258,8 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("\n")
     with pytest.raises(DataError, match=r"c\.txt: there is no tree in it$"):
         read_trees(tmp_path)
+    with pytest.raises(DataError, match=r"^There is no file of trees to read\.$"):
+        read_trees([])
 
 
 def test_some_of_the_trees() -> None:

@@ -14,11 +14,12 @@ def info(
 ) -> None:
     """Describe a run, or this installation."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in (_run(run) if run else _installation()).items():
-        table.add_row(name, str(value))
+        table.add_row(name, escape(str(value)))
     Console().print(table, soft_wrap=True)
 
 

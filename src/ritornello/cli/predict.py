@@ -60,7 +60,8 @@ def _texts(given: list[str], trees: list[str]) -> Iterator[tuple[str, str]]:
         yield from (("".join(chunks(path)), str(path)) for path in find(trees))
     else:
         with TemporaryDirectory() as folder:
-            yield "".join(chunks(spool(sys.stdin.buffer, folder))), "standard input"
+            source = "standard input"
+            yield "".join(chunks(spool(sys.stdin.buffer, folder), name=source)), source
 
 
 def _draw(found: list[Any], path: Path) -> None:

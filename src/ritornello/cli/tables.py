@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -20,5 +21,7 @@ def score_table(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, t
     for heading, _ in shown.values():
         table.add_column(heading, justify="right")
     for title, row in rows.items():
-        table.add_row(title, *(format(row[name], kind) if name in row else "" for name, (_, kind) in shown.items()))
+        table.add_row(
+            escape(title), *(format(row[name], kind) if name in row else "" for name, (_, kind) in shown.items())
+        )
     return table

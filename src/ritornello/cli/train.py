@@ -84,6 +84,7 @@ def _trained(task: Any, display: Any, out: str, resume: bool, overwrite: bool, o
 
 def _report(run: Any, verb: str, out: str, scored: Mapping[str, Any], then: tuple[str, ...]) -> None:
     """The scores, where the run lies, and what to type next."""
+    from functools import partial
     from shlex import quote
 
     from rich.console import Console
@@ -91,15 +92,14 @@ def _report(run: Any, verb: str, out: str, scored: Mapping[str, Any], then: tupl
     from ritornello.cli.tables import score_table
 
     console = Console()
+    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     name = run.run.config["model"]["cell"]
     foreign = f" --cell {quote(name)}" if ":" in name else ""
     if run.interrupted:
-        console.print(
-            f"Stopped; all is kept. Go on with: rit train {verb} --resume --out {out}{foreign}", soft_wrap=True
-        )
+        say(f"Stopped; all is kept. Go on with: rit train {verb} --resume --out {quote(out)}{foreign}")
         raise typer.Exit(130)
     rows = {f"{out} ({part})": run.evaluate(part, **scored) for part in run.parts() if part != "train"}
     console.print(score_table(rows, run.columns))
-    console.print(f"The run lies in {out}. Next:", soft_wrap=True, highlight=False)
+    say(f"The run lies in {out}. Next:")
     for command in then:
-        console.print(f"  {command.format(run=out + foreign)}", soft_wrap=True, highlight=False)
+        say(f"  {command.format(run=quote(out) + foreign)}")

@@ -105,6 +105,8 @@ class _Reader:
             raise found.error(wrong[0], f"the label is {name!r}: {nearest(name, label_names)}")
 
     def trees(self) -> Trees:
+        if not self.parts:
+            raise DataError("There is no file of trees to read.")
         depths, labels, words = (np.concatenate(arrays) for arrays in zip(*self.parts, strict=True))
         symbols = [_unescaped(symbol) for symbol in self.index]
         (labels, label_names), (words, word_names) = named(labels, symbols), named(words, symbols)
@@ -197,6 +199,16 @@ class _Text(NamedTuple):
         label = self.ids[np.where(bare, begins, begins + 1)] if labelled else np.full(len(begins), -1)
         held = self.ids[np.where(leaf, begins + word, begins)]
         return _Nodes(self.depths()[begins] - opens[begins], np.where(bare, -1, label), np.where(bare | leaf, held, -1))
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a sentence, cut where brackets cut them: at spaces and tabs, with -LRB- and -RRB- for brackets.
+
+    Example:
+        >>> words_of("well -LRB- sort of -RRB-")
+        ['well', '(', 'sort', 'of', ')']
+    """
+    return [_unescaped(word) for word in re.findall(r"[^ \t\r\n]+", line)]
 
 
 def _escaped(word: str) -> str:

@@ -144,7 +144,7 @@ def _scan(files: dict[str, list[Path]], raw: bool, progress: Progress | None) ->
     for name, paths in files.items():
         for path in paths:
             before = meter.characters
-            for text in chunks(path, raw=raw):
+            for text in chunks(path, raw=raw, advice=", or model its bytes with --level byte"):
                 meter.add(text)
             sizes[name].append((path, meter.characters - before))
     meter.tell(meter.total)

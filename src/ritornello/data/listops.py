@@ -16,6 +16,7 @@ OPERATIONS: dict[str, Callable[[Sequence[int]], int]] = {
 }
 END, PARTIAL = "]", "-"
 CLASSES = tuple("0123456789")  # what --classes of `rit train tree` names; a bracket that is no whole list has none
+DEEPEST = 300
 NESTED = 0.12  # share of arguments that are lists, but for those that lead to the greatest depth
 
 
@@ -30,7 +31,7 @@ def listops(count: int, seed: int, *, deepest: int = 20, arguments: int = 5, lon
     Args:
         count: how many, no two of them alike.
         seed: of all that is drawn.
-        deepest: the greatest depth of lists in lists, at least 1.
+        deepest: the greatest depth of lists in lists, 1 to 300.
         arguments: the most of a list, at least 2.
         longest: tokens of the longest expression; what is longer is drawn again.
 
@@ -51,6 +52,8 @@ def listops(count: int, seed: int, *, deepest: int = 20, arguments: int = 5, lon
     ):  # fmt: skip
         if not isinstance(value, int) or value < least:
             raise ArgumentError(f"listops: {name} must be an integer from {least}, not {value!r}.")
+    if deepest > DEEPEST:
+        raise ArgumentError(f"listops: deepest must be {DEEPEST} at most, not {deepest}.")
     generator, found = random.Random(seed), dict[str, None]()
     for _ in range(100 * count):
         if len(found) == count:

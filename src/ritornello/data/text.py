@@ -37,7 +37,9 @@ def find(paths: str | Path | Sequence[str | Path]) -> list[Path]:
         elif path.is_file():
             found.append(path)
         elif path.exists():
-            raise DataError(f"{path}: a text is read more than once, so this must be a file; pipe it into - instead")
+            raise DataError(
+                f"{path}: this must be a file, for it is read more than once; rit train lm takes a pipe as -"
+            )
         else:
             raise DataError(f"{path}: there is no such file or folder")
     return found
@@ -48,11 +50,17 @@ def _hidden(file: Path, folder: Path) -> bool:
 
 
 def spool(stream: BinaryIO, folder: str | Path) -> Path:
-    """Copies `stream` (standard input, as bytes) to `folder`/stdin.txt, so that it can be read more than once."""
+    """Copies `stream` (standard input, as bytes) to `folder`/stdin.txt, so that it can be read more than once.
+
+    Raises:
+        DataError: it holds nothing.
+    """
     path = Path(folder) / "stdin.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         shutil.copyfileobj(stream, file)
+    if not path.stat().st_size:
+        raise DataError("Standard input is empty, or was read before; it can be read once.")
     return path
 
 
@@ -70,7 +78,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-def chunks(path: str | Path, size: int = 1 << 20, raw: bool = False) -> Iterator[str]:
+def chunks(
+    path: str | Path, size: int = 1 << 20, raw: bool = False, *, name: str = "", advice: str = ""
+) -> Iterator[str]:
     """The text of a UTF-8 file in pieces, in memory that does not grow with the file.
 
     Line ends stay as they are; a byte-order mark at the start is dropped.
@@ -78,6 +88,8 @@ def chunks(path: str | Path, size: int = 1 << 20, raw: bool = False) -> Iterator
     Args:
         size: bytes to read at a time.
         raw: let each byte that is not UTF-8 pass, as the lone surrogate of Python's "surrogateescape".
+        name: what errors call the file, if not by its path.
+        advice: what else can be done where a byte is not UTF-8.
 
     Raises:
         DataError: the file cannot be opened, holds no text, or has a byte that is not UTF-8.
@@ -101,12 +113,12 @@ def chunks(path: str | Path, size: int = 1 << 20, raw: bool = False) -> Iterator
             try:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
-                raise _not_utf8(path, read - len(error.object), error) from None
+                raise _not_utf8(name or str(path), read - len(error.object), error, advice) from None
             if text:
                 empty = False
                 yield text
     if empty:
-        raise DataError(f"{path}: this file is empty")
+        raise DataError(f"{name or path}: this file is empty")
 
 
 def _opened(path: str | Path) -> BinaryIO:
@@ -116,10 +128,10 @@ def _opened(path: str | Path) -> BinaryIO:
         raise DataError(f"{path}: this file cannot be read ({error.strerror})") from None
 
 
-def _not_utf8(path: str | Path, base: int, error: UnicodeDecodeError) -> DataError:
+def _not_utf8(name: str, base: int, error: UnicodeDecodeError, advice: str) -> DataError:
     return DataError(
-        f"{path}: byte {base + error.start} is 0x{error.object[error.start]:02x}, where the file stops being UTF-8; "
-        "convert it (for example with iconv -f latin1 -t utf-8), or model its bytes with --level byte"
+        f"{name}: byte {base + error.start} is 0x{error.object[error.start]:02x}, where the file stops being UTF-8; "
+        f"convert it (for example with iconv -f latin1 -t utf-8){advice}"
     )
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ritornello.errors import ArgumentError
+from ritornello.errors import ArgumentError, RunError
 from ritornello.structures import Forest
 
 NOTHING = -np.inf
+CROSSINGS = 1 << 22  # numbers that are compared at a time
 Compose = Callable[[Any, Any], tuple[Any, Tensor]]  # two states (rows, size) to that of their parent, and its score
 
 
@@ -36,12 +37,13 @@ class Instances(NamedTuple):
 
     @classmethod
     def lines(cls, sizes: Sequence[int] | np.ndarray, groups: Sequence[np.ndarray] | None = None) -> Instances:
-        """Sentences of these lengths.
+        """Sentences of these lengths, at least 1.
 
         >>> Instances.lines([3]).neighbours[0].astype(int).tolist()
         [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
         """
         sizes = np.asarray(sizes, np.int64)
+        _check_sizes(sizes)
         place = np.arange(sizes.max(initial=0))
         side_by_side = np.abs(place[:, None] - place) == 1
         inside = place < sizes[:, None]
@@ -52,9 +54,10 @@ class Instances(NamedTuple):
         """Any graphs, each by its (leaves, leaves) matrix of neighbours.
 
         Raises:
-            ArgumentError: a matrix that is not square and symmetric, or a graph that falls apart.
+            ArgumentError: a matrix that is not square and symmetric, or a graph that falls apart or has no leaf.
         """
         sizes = np.array([len(each) for each in neighbours], np.int64)
+        _check_sizes(sizes)
         found = np.zeros((len(sizes), sizes.max(initial=0), sizes.max(initial=0)), bool)
         for number, each in enumerate(neighbours):
             matrix = np.asarray(each, bool)
@@ -68,6 +71,11 @@ class Instances(NamedTuple):
                 raise ArgumentError(f"Graph {number} falls apart: no way leads from leaf 0 to leaf {lost}.")
             found[number, : len(each), : len(each)] = matrix & ~np.eye(len(each), dtype=bool)
         return cls(sizes, found, groups)
+
+
+def _check_sizes(sizes: np.ndarray) -> None:
+    if (sizes < 1).any():
+        raise ArgumentError(f"Instance {(sizes < 1).argmax()} has no leaf; each needs one at least.")
 
 
 class Found(NamedTuple):
@@ -120,11 +128,24 @@ def wrong_merges(members: np.ndarray, of: np.ndarray, groups: Sequence[np.ndarra
     table = np.zeros((len(groups), most, members.shape[1]), np.float32)
     for number, each in enumerate(groups):
         table[number, : len(each), : each.shape[1]] = each
-    for first in range(0, len(members), 4096):
-        part = slice(first, first + 4096)
+    rows = max(1, CROSSINGS // max(1, most * members.shape[1]))
+    for first in range(0, len(members), rows):
+        part = slice(first, first + rows)
         own, mine = table[of[part]], members[part].astype(np.float32)
         shared = np.einsum("rgn,rn->rg", own, mine)
         found[part] = ((shared > 0) & (shared < mine.sum(1)[:, None]) & (shared < own.sum(2))).any(1)
+    return found
+
+
+def _numbers(scores: Tensor) -> np.ndarray:
+    """Scores in float64.
+
+    Raises:
+        RunError: one is no number.
+    """
+    found = scores.detach().cpu().double().numpy()
+    if not np.isfinite(found).all():
+        raise RunError("The score of a merge is no number any more; try a lower --lr or a smaller --clip-norm.")
     return found
 
 
@@ -150,7 +171,8 @@ def beam_search(
         only_right: leave wrong merges out.
 
     Raises:
-        ArgumentError: a width below 1.
+        ArgumentError: a width below 1, an instance without leaves, or `only_right` where no right merge is left.
+        RunError: a score that is no number.
     """
     if not isinstance(width, int) or width < 1:
         raise ArgumentError(f"width must be a positive integer, not {width!r}.")
@@ -195,7 +217,7 @@ class _Beam:
         if not len(row):
             return
         states, scores = self.compose(self.pool.get(self.node[row, one]), self.pool.get(self.node[row, other]))
-        plain = scores.double().cpu().numpy()
+        plain = _numbers(scores)
         merged = self.members[row, one] | self.members[row, other]
         wrong = wrong_merges(merged, self.of[row], self.instances.groups)
         scores_ = plain + self.penalty * wrong
@@ -242,7 +264,9 @@ class _Beam:
         else:
             order = np.argsort(-values, 1, kind="stable")
             sorted_names = np.take_along_axis(names, order, 1)
-            first = np.array([[name not in line[:k] for k, name in enumerate(line)] for line in sorted_names.tolist()])
+            first = np.zeros(names.shape, bool)
+            for places, line_names in zip(first, sorted_names, strict=True):
+                places[np.unique(line_names, return_index=True)[1]] = True
             rank = np.where(first, np.arange(per), np.arange(per) + per)
             keep = np.argsort(rank, 1, kind="stable")[:, : self.width]
             found = np.take_along_axis(order, keep, 1)
@@ -280,10 +304,9 @@ class _Beam:
         """
         stuck = np.flatnonzero(((self.node >= 0).sum(1) > 1) & np.isfinite(self.total))
         if len(stuck):
-            raise ArgumentError(f"Instance {self.of[stuck[0]]} cannot be merged rightly: a group of it falls apart.")
+            raise _falls_apart(self.of[stuck[0]])
         best = self.total.reshape(-1, self.width).argmax(1) + np.arange(len(self.instances.sizes)) * self.width
-        parents = [np.full(2 * size - 1, -1) for size in self.instances.sizes.tolist()]
-        slots = [np.zeros(2 * size - 1, np.int64) for size in self.instances.sizes.tolist()]
+        parents, slots = _no_trees(self.instances.sizes.tolist())
         scores, row = self.true_total[best], best
         for step in range(len(self.merges) - 1, -1, -1):
             _, children = self.merges[step]
@@ -293,6 +316,15 @@ class _Beam:
                     slots[instance][pair] = (0, 1)
             row = self.back[step][row]
         return Found(Forest.from_parents(parents, slots), scores)
+
+
+def _falls_apart(instance: int) -> ArgumentError:
+    return ArgumentError(f"Instance {instance} cannot be merged rightly: a group of it falls apart.")
+
+
+def _no_trees(sizes: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Parents and slots of trees over so many leaves, before anything is known of them."""
+    return [np.full(2 * size - 1, -1) for size in sizes], [np.zeros(2 * size - 1, np.int64) for size in sizes]
 
 
 def chart_search(
@@ -312,7 +344,7 @@ def chart_search(
     Arguments as `beam_search`'s; the instances are lines.
 
     Raises:
-        ArgumentError: a width below 1, or instances that are no lines.
+        ArgumentError: as there, or instances that are no lines.
     """
     if not isinstance(width, int) or width < 1:
         raise ArgumentError(f"width must be a positive integer, not {width!r}.")
@@ -333,7 +365,7 @@ class _Chart:
         self.pool = Pool(leaves)
         self.total, self.plain = np.zeros(self.pool.count), np.zeros(self.pool.count)
         self.parts = np.full((self.pool.count, 2), -1)
-        self.cells = np.full((count, n, n + 1, width), -1)  # by first leaf and length
+        self.cells = np.full((count, n, max(n, 1) + 1, width), -1)  # by first leaf and length
         starts = sizes.cumsum() - sizes
         inside = np.arange(n) < sizes[:, None]
         self.cells[:, :, 1, 0] = np.where(inside, starts[:, None] + np.arange(n), -1)
@@ -352,7 +384,7 @@ class _Chart:
         span, option = np.nonzero((pairs >= 0).all(-1))
         one, other = pairs[span, option].T
         states, scores = compose(self.pool.get(one), self.pool.get(other))
-        plain = scores.double().cpu().numpy()
+        plain = _numbers(scores)
         members = (np.arange(n) >= first[:, None]) & (np.arange(n) < (first + length)[:, None])
         wrong = wrong_merges(members, b, self.instances.groups)[span]
         total = plain + self.total[one] + self.total[other]
@@ -374,13 +406,18 @@ class _Chart:
         self.cells[b[line], first[line], length, place] = made
 
     def found(self) -> Found:
-        """The best tree of each instance."""
+        """The best tree of each instance.
+
+        Raises:
+            ArgumentError: wrong merges are left out, and no other is left.
+        """
         sizes = self.instances.sizes.tolist()
-        parents = [np.full(2 * size - 1, -1) for size in sizes]
-        slots = [np.zeros(2 * size - 1, np.int64) for size in sizes]
+        parents, slots = _no_trees(sizes)
         scores, start = np.zeros(len(sizes)), 0
         for number, size in enumerate(sizes):
             top = int(self.cells[number, 0, size, 0])
+            if top < 0:
+                raise _falls_apart(number)
             scores[number] = self.plain[top]
             waiting, name = [(top, -1, 0)], 2 * size - 2
             while waiting:

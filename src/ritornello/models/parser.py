@@ -15,6 +15,7 @@ from ritornello.errors import ArgumentError, nearest
 from ritornello.executors.reference import step_over
 from ritornello.models.merging import Found, Instances, beam_search, chart_search, wrong_merges
 from ritornello.nn import Bidirectional, Dropout
+from ritornello.nn.mode import evaluating
 from ritornello.structures import Forest, spans
 
 SEARCHES = ("greedy", "beam", "chart")  # as in tasks/parse_config.py
@@ -83,13 +84,9 @@ class Parser(nn.Module):
         """
         if how not in SEARCHES:
             raise ArgumentError(f"Unknown search {how!r}: {nearest(how, SEARCHES)}.")
-        training = self.training
-        self.eval()
-        leaves = self._leaves(x)
         search = chart_search if how == "chart" else beam_search
-        found = search(instances, leaves, self._compose, width=1 if how == "greedy" else width, **options)
-        self.train(training)
-        return found
+        with evaluating(self):
+            return search(instances, self._leaves(x), self._compose, width=1 if how == "greedy" else width, **options)
 
     def margin(
         self,
@@ -235,14 +232,20 @@ def groups_of(trees: Forest) -> list[np.ndarray]:
         >>> groups_of(Forest.from_depths([0, 1, 2, 2, 1]))[0].astype(int).tolist()
         [[1, 1, 1], [1, 1, 0]]
     """
-    members = leaves_below(trees, int(np.bincount(trees.tree_of[trees.leaves], minlength=1).max(initial=0)))
     counts = np.bincount(trees.tree_of[trees.leaves], minlength=len(trees))
-    inner = trees.heights > 0
-    return [members[inner & (trees.tree_of == tree)][:, : counts[tree]] for tree in range(len(trees))]
+    below = _inner_leaves(trees, int(counts.max(initial=0)))
+    return [members[:, :count] for members, count in zip(below, counts.tolist(), strict=True)]
+
+
+def _inner_leaves(trees: Forest, most: int) -> list[np.ndarray]:
+    """For each tree (inner nodes, most): which leaves lie below each of its inner nodes."""
+    members, inner = leaves_below(trees, most), trees.heights > 0
+    ends = np.bincount(trees.tree_of[inner], minlength=len(trees)).cumsum()
+    return np.split(members[inner], ends[:-1])
 
 
 def bracket_f1(found: Forest, right: Forest) -> float:
-    """The F1 of unlabelled brackets over all trees: of spans of two leaves or more, but for the whole.
+    """The F1 of unlabelled brackets over all trees: of spans of two leaves or more, but for the whole; 1 without any.
 
     Args:
         found, right: trees whose nodes stand in the order of opening brackets, over the same sentences.
@@ -253,31 +256,30 @@ def bracket_f1(found: Forest, right: Forest) -> float:
         (1.0, 0.0)
     """
     one, other = (_brackets(trees) for trees in (found, right))
-    return 2 * len(one & other) / max(1, len(one) + len(other))
+    return 2 * len(one & other) / (len(one) + len(other)) if one or other else 1.0
 
 
 def region_f1(found: Forest, groups: Sequence[np.ndarray]) -> float:
     """The F1 of regions: the sets of leaves below inner nodes, beside the groups; the whole is left out.
 
     A tree that merges a group of several first and adds the rest later has all groups, and more: recall is of the
-    groups, precision of the merges that cross none.
+    groups, precision of the merges that cross none; each is 1 where there is nothing to find or nothing was merged.
     """
-    most = max(group.shape[1] for group in groups)
-    members, inner = leaves_below(found, most), found.heights > 0
     hit = wanted = made = right = 0
-    for tree, group in enumerate(groups):
-        own = members[inner & (found.tree_of == tree)][:, : group.shape[1]]
-        parts = {each.tobytes() for each in own if not each.all()}
+    for below, group in zip(_inner_leaves(found, max(group.shape[1] for group in groups)), groups, strict=True):
+        own = below[:, : group.shape[1]]
+        own = own[~own.all(1)]
+        parts = {each.tobytes() for each in own}
         asked = {each.tobytes() for each in group.astype(bool) if 1 < each.sum() < len(each)}
         hit, wanted = hit + len(parts & asked), wanted + len(asked)
         shared = own.astype(int) @ group.T.astype(int)
         cross = ((shared > 0) & (shared < own.sum(1)[:, None]) & (shared < group.sum(1))).any(1)
         made, right = made + len(own), right + int((~cross).sum())
-    recall, precision = hit / max(1, wanted), right / max(1, made)
+    recall, precision = hit / wanted if wanted else 1.0, right / made if made else 1.0
     return 2 * recall * precision / max(1e-9, recall + precision)
 
 
 def _brackets(trees: Forest) -> set[tuple[int, int, int]]:
     starts, lengths = spans(trees)
-    inner = (trees.heights > 0) & (trees.parents >= 0)
+    inner = (lengths > 1) & (lengths < lengths[trees.roots][trees.tree_of])
     return set(zip(trees.tree_of[inner].tolist(), starts[inner].tolist(), lengths[inner].tolist(), strict=True))

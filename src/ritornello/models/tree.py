@@ -101,6 +101,6 @@ class SpanClassifier(TreeClassifier):
             found.append(self.unfold(x, lengths=torch.from_numpy(lengths[some]))[1][0])
             done += len(some)
         if not found:
-            return self.output.weight.new_zeros(0, self.output.out_features)
+            return self.output(self.output.weight.new_zeros(0, self.output.in_features))
         places = torch.from_numpy(np.argsort(order)).to(words.device)
         return self.output(self.dropout(torch.cat(found)[places]))

@@ -41,8 +41,8 @@ class Dropout(nn.Module):
             return F.dropout(x, self.share)
         bits = torch.int8 if (self.share * 256).is_integer() else torch.int16
         steps = 1 << (8 * bits.itemsize)
-        zeroed, each = round(self.share * steps), 8 // bits.itemsize
-        drawn = torch.empty(-(-x.numel() // each), dtype=torch.int64).random_(-(1 << 63), None)
+        zeroed, each = min(round(self.share * steps), steps - 1), 8 // bits.itemsize
+        drawn = torch.empty(-(-x.numel() // each), dtype=torch.int64, device=x.device).random_(-(1 << 63), None)
         drawn = drawn.view(bits)[: x.numel()].view(x.shape)
         kept = torch.ge(drawn, zeroed - steps // 2, out=x.new_empty(x.shape))  # as numbers: booleans take longer
         return x * kept.mul_(steps / (steps - zeroed))

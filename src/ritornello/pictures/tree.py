@@ -48,7 +48,7 @@ def draw_tree(trees: Trees, which: int = 0, *, shares: np.ndarray | None = None,
     axes.set_axis_off()
     axes.set_xlim(-0.7, x.max() + 0.7)
     axes.set_ylim(-1.3, y.max() + 0.6)
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     for child, parent in enumerate(tree.forest.parents.tolist()):
         if parent >= 0:
             axes.plot(x[[child, parent]], y[[child, parent]], color="0.6", linewidth=1.2, zorder=1)

@@ -186,6 +186,21 @@ def _levels(starts: list[int], widths: np.ndarray, source: torch.Tensor) -> tupl
     )
 
 
+def whole(values: Any, what: str) -> np.ndarray:
+    """Integers in one line.
+
+    Raises:
+        ArgumentError: beginning with `what`, where they are not.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        raise ArgumentError(f"{what} must be integers, one for each node, not lists in lists.") from None
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and len(array)):
+        raise ArgumentError(f"{what} must be integers, one for each node, not {array.dtype} of shape {array.shape}.")
+    return array.astype(np.int64)
+
+
 def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """start, start + 1, ... for each start, as many as its size says, one after the other.
 

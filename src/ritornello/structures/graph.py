@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ritornello.errors import ArgumentError
-from ritornello.structures.acyclic import Acyclic, places, ranges
+from ritornello.structures.acyclic import Acyclic, places, ranges, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Graphs(Acyclic):
         """
         sizes = np.array([len(graph) for graph in graphs], np.int64)
         degrees = np.array([len(node) for graph in graphs for node in graph], np.int64)
-        before = np.array([other for graph in graphs for node in graph for other in node], np.int64)
+        before = whole([other for graph in graphs for node in graph for other in node], "predecessors")
         graph_of = np.repeat(np.arange(len(sizes)), sizes)
         starts = sizes.cumsum() - sizes
         after = np.repeat(np.arange(len(degrees)), degrees)  # through all graphs

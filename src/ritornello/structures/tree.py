@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ritornello.errors import ArgumentError
-from ritornello.structures.acyclic import Acyclic, doublings, places
+from ritornello.structures.acyclic import Acyclic, doublings, places, whole
 from ritornello.structures.schedule import Schedule
 
 
@@ -102,7 +102,7 @@ class Forest(Acyclic):
             >>> Forest.from_depths([0, 1, 1, 2, 0]).parents.tolist()
             [-1, 0, 0, 2, -1]
         """
-        deep = np.asarray(depths, np.int64)
+        deep = whole(depths, "depths")
         wrong = np.flatnonzero((deep < 0) | (np.diff(deep, prepend=-1) > 1))
         if len(wrong):
             raise ArgumentError(f"depths: node {wrong[0]} has depth {deep[wrong[0]]}, and no parent precedes it.")
@@ -188,12 +188,7 @@ def forest(
 
 
 def _flattened(trees: Sequence[Sequence[int] | np.ndarray], what: str) -> tuple[np.ndarray, np.ndarray]:
-    arrays = [np.asarray(tree) for tree in trees]
-    for number, array in enumerate(arrays):
-        if array.ndim != 1 or (array.dtype.kind not in "iu" and len(array)):
-            raise ArgumentError(
-                f"Tree {number}: {what} must be integers, one for each node, not {array.dtype} of shape {array.shape}."
-            )
+    arrays = [whole(tree, f"Tree {number}: {what}") for number, tree in enumerate(trees)]
     flat = np.concatenate([np.zeros(0, np.int64), *arrays]).astype(np.int64)
     return flat, np.array([len(array) for array in arrays], np.int64)
 

@@ -157,11 +157,13 @@ class Experiment(Generic[Found]):
     def fit(self, run: Run, cell: Callable[..., Any], watch: Display | None, *, resume: bool) -> Found:
         """Trains on a prepared run."""
         config, known = self.section(run, "training"), self.known(run)
-        if config.threads:
-            torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        model = self.build(run, known, cell).to(config.device)
-        _, interrupted = train_loop(self.task(run, known), model, config, run, resume=resume, watch=watch)
+        model, threads = self.build(run, known, cell).to(config.device), torch.get_num_threads()
+        torch.set_num_threads(config.threads or threads)
+        try:
+            _, interrupted = train_loop(self.task(run, known), model, config, run, resume=resume, watch=watch)
+        finally:
+            torch.set_num_threads(threads)
         found: Any = self.use(run, self.best(run, model), known)
         found.interrupted = interrupted
         return found
@@ -226,7 +228,7 @@ def name_of(cell: type) -> str:
 def check_device(device: str) -> None:
     """Raises ArgumentError unless tensors can lie there."""
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"Device {device!r} cannot be used here: {reason}") from error

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ritornello.errors import ArgumentError, nearest
-from ritornello.training.config import check_types
+from ritornello.training.config import check_types, settle_paths
 
 KINDS = ("rnn", "ngram")
 LEVELS = ("char", "byte", "word", "bpe")
@@ -43,9 +42,7 @@ class TextConfig:
     valid_tokens: int = 200_000
 
     def __post_init__(self) -> None:
-        for name in ("train", "valid", "test"):
-            paths = getattr(self, name)
-            object.__setattr__(self, name, (str(paths),) if isinstance(paths, str | Path) else tuple(map(str, paths)))
+        settle_paths(self, "train", "valid", "test")
         check_types(self)
         for name, legal in (("level", LEVELS), ("documents", DOCUMENTS)):
             if getattr(self, name) not in legal:

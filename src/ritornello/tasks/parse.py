@@ -15,7 +15,7 @@ from ritornello.data.vocabulary import Vocabulary
 from ritornello.models.parser import SentenceParser, bracket_f1
 from ritornello.tasks.experiment import Experiment
 from ritornello.tasks.parse_config import ParserConfig
-from ritornello.tasks.parse_run import CONFIGS, SIDE_BY_SIDE, Batch, ParserRun, Sentences, parsed, short
+from ritornello.tasks.parse_run import CONFIGS, Batch, ParserRun, Sentences, parsed, short, side_by_side
 from ritornello.tasks.treebank import PARTS, Shuffled, check_parts
 from ritornello.training.display import Display
 from ritornello.training.run import Run
@@ -51,9 +51,8 @@ class ParseTask(Shuffled):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         total, count = 0.0, len(self.valid.sizes)
         with torch.no_grad():
-            for start in range(0, count, SIDE_BY_SIDE):
-                batch = self.valid.some(np.arange(start, min(start + SIDE_BY_SIDE, count)))
-                total += float(self._margins(model, batch).sum())
+            for start, stop in side_by_side(self.valid.sizes):
+                total += float(self._margins(model, self.valid.some(np.arange(start, stop))).sum())
         f1 = bracket_f1(parsed(model, self.valid.words, self.valid.sizes, self.config), self.valid.trees)
         return {"valid_loss": total / count, "valid_f1": f1, "valid_error": 1 - f1}
 

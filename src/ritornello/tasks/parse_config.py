@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from math import inf
 
 from ritornello.errors import ArgumentError, nearest
-from ritornello.training.config import TrainingConfig, check_types
+from ritornello.training.config import TrainingConfig, check_types, settle_paths
 
 SEARCHES = ("greedy", "beam", "chart")
 
@@ -36,9 +36,7 @@ class TreebankConfig:
     labelled: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("train", "valid", "test"):
-            given = getattr(self, name)
-            object.__setattr__(self, name, (str(given),) if isinstance(given, str | Path) else tuple(map(str, given)))
+        settle_paths(self, "train", "valid", "test")
         check_types(self)
         for name, least in (("most", 2), ("least", 1)):
             if getattr(self, name) < least:
@@ -81,8 +79,8 @@ class ParserConfig:
                 raise ArgumentError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not 0 <= self.dropout < 1:
             raise ArgumentError(f"dropout must lie in 0 to 1 (exclusive), not {self.dropout}.")
-        if self.margin < 0:
-            raise ArgumentError(f"margin must be 0 or greater, not {self.margin}.")
+        if not 0 <= self.margin < inf:
+            raise ArgumentError(f"margin must be 0 or greater and finite, not {self.margin}.")
 
 
 @dataclass(frozen=True)

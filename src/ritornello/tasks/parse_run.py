@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ritornello.data.brackets import format_trees, read_trees
+from ritornello.data.brackets import format_trees, parse_trees, read_trees, words_of
 from ritornello.data.trees import Trees
 from ritornello.data.vocabulary import Vocabulary
 from ritornello.errors import DataError
@@ -24,7 +24,7 @@ from ritornello.tasks.treebank import TreebankRun
 from ritornello.training.run import Run
 
 CONFIGS = {"treebank": TreebankConfig, "model": ParserConfig, "training": ParserTrainingConfig}
-SIDE_BY_SIDE = 128
+SPANS = 1 << 16  # of the sentences that are parsed side by side, as if all were as long as the longest
 
 
 def short(paths: Any, config: TreebankConfig) -> Trees:
@@ -74,13 +74,29 @@ class Batch(NamedTuple):
     instances: Instances
 
 
+def side_by_side(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Where pieces of sentences that are parsed together begin and end: their spans fit into memory.
+
+    Example:
+        >>> list(side_by_side(np.array([5, 5, 400, 5])))
+        [(0, 2), (2, 3), (3, 4)]
+    """
+    start, longest = 0, 0
+    for stop, size in enumerate(sizes.tolist()):
+        if stop > start and (stop + 1 - start) * max(longest, size) ** 2 > SPANS:
+            yield start, stop
+            start, longest = stop, 0
+        longest = max(longest, size)
+    if start < len(sizes):
+        yield start, len(sizes)
+
+
 def parsed(model: Any, words: np.ndarray, sizes: np.ndarray, config: ParserConfig) -> Forest:
     """The trees that a model finds, nodes in the order of opening brackets."""
     found, starts = [], np.append(0, sizes.cumsum())
     device = next(model.parameters()).device
     with torch.no_grad():
-        for start in range(0, len(sizes), SIDE_BY_SIDE):
-            stop = min(start + SIDE_BY_SIDE, len(sizes))
+        for start, stop in side_by_side(sizes):
             own = torch.from_numpy(words[starts[start] : starts[stop]]).to(device)
             features = model.features(own, sizes[start:stop])
             trees = model.search(Instances.lines(sizes[start:stop]), features, config.search, config.width).trees
@@ -145,19 +161,29 @@ class ParserRun(TreebankRun):
 
     def answer(self, text: str, source: str = "text") -> tuple[Trees, None]:
         """The trees themselves, with no probabilities; `source` is what errors call the text."""
-        for number, line in enumerate(map(str.strip, text.splitlines()), 1):
-            if line.startswith("(") and line.endswith(")"):
+        lines = text.split("\n")
+        for number, line in enumerate(lines, 1):
+            if _is_tree(line):
                 raise DataError(
                     f"{source}, line {number}, is in brackets already; a parser takes its words alone, and words that "
                     "are brackets as -LRB- and -RRB-."
                 )
-        sentences = [line.split() for line in text.splitlines() if line.split()]
+        sentences = [words for words in map(words_of, lines) if words]
         if not sentences:
             raise DataError(f"{source}: there is no word to put into brackets.")
         sizes = np.array([len(words) for words in sentences])
-        ids = self.vocabulary.ids([word for words in sentences for word in words])
-        forest = parsed(self.model, ids, sizes, self.config)
+        said = [word for words in sentences for word in words]
+        forest = parsed(self.model, self.vocabulary.ids(said), sizes, self.config)
+        numbers = {word: number for number, word in enumerate(dict.fromkeys(said))}
         words = np.full(forest.nodes, -1)
-        words[forest.leaves] = np.arange(len(ids))
-        names = tuple(word for each in sentences for word in each)
-        return Trees(forest, np.full(forest.nodes, -1), words, (), names), None
+        words[forest.leaves] = [numbers[word] for word in said]
+        return Trees(forest, np.full(forest.nodes, -1), words, (), tuple(numbers)), None
+
+
+def _is_tree(line: str) -> bool:
+    if "(" not in line:
+        return False
+    try:
+        return len(parse_trees(line, labelled=False)) == 1
+    except DataError:
+        return False

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ritornello.errors import ArgumentError, nearest
-from ritornello.training.config import TrainingConfig, check_types
+from ritornello.training.config import TrainingConfig, check_types, settle_paths
 
 MODELS = ("tree", "sequence")
 SIDES = ("", "left", "right")
@@ -40,9 +39,7 @@ class TreesConfig:
     collapse: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("train", "valid", "test", "classes"):
-            given = getattr(self, name)
-            object.__setattr__(self, name, (str(given),) if isinstance(given, str | Path) else tuple(map(str, given)))
+        settle_paths(self, "train", "valid", "test", "classes")
         check_types(self)
         if self.binarise not in SIDES:
             raise ArgumentError(f"Unknown side {self.binarise!r} of --binarise: {nearest(self.binarise, SIDES[1:])}.")

@@ -18,6 +18,7 @@ from ritornello.data.trees import Trees
 from ritornello.data.vocabulary import Vocabulary
 from ritornello.errors import DataError
 from ritornello.models.tree import TreeClassifier
+from ritornello.nn.mode import evaluating
 from ritornello.tasks.tree_config import TreesConfig
 from ritornello.tasks.treebank import TreebankRun
 from ritornello.training.run import Run
@@ -96,9 +97,7 @@ def logits_of(model: nn.Module, trees: Trees, *, known: bool = False) -> Iterato
     """
     check_children(model, trees)
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    with torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         for start in range(0, len(trees), SIDE_BY_SIDE):
             part = trees[start : start + SIDE_BY_SIDE]
             words = torch.from_numpy(part.words[part.forest.leaves]).to(device)
@@ -107,7 +106,6 @@ def logits_of(model: nn.Module, trees: Trees, *, known: bool = False) -> Iterato
             if nodes is not None:
                 logits = logits.new_zeros(part.forest.nodes, logits.shape[1]).index_copy(0, nodes, logits)
             yield part, logits
-    model.train(training)
 
 
 def scores(model: nn.Module, trees: Trees) -> dict[str, float]:
@@ -170,9 +168,12 @@ class TreeModelRun(TreebankRun):
             loss, root, node, and for five classes of sentiment binary: see `scores`.
 
         Raises:
-            DataError: a file that is missing or malformed, or a label that the model does not have.
+            DataError: a file that is missing or malformed, a label that the model does not have, or no label at all.
         """
-        return scores(self.model, self.read.files(self.own(trees) or trees))
+        read = self.read.files(self.own(trees) or trees)
+        if not (read.labels >= 0).any():
+            raise DataError(f"{trees}: no node has a label that counts; the model's are {', '.join(self.classes)}.")
+        return scores(self.model, read)
 
     def label(self, trees: Trees) -> tuple[Trees, np.ndarray]:
         """Labels every node.
@@ -191,14 +192,15 @@ class TreeModelRun(TreebankRun):
         """Labels trees in brackets, `(not (good film))`; what labels they have already are set aside.
 
         Args:
-            text: one or several trees. Where every bracket begins with a label that the model knows, these are labels.
+            text: one or several trees. Where brackets begin with labels that the model knows, these are labels.
                 Without brackets each line is a sentence, read as if it branched to the right.
 
         Returns:
             The trees with labels, a line each.
 
         Raises:
-            DataError: brackets that do not fit, with line and column.
+            DataError: brackets that do not fit, or a label among known ones that the model does not have, with line
+                and column.
         """
         return format_trees(self.answer(text)[0])
 
@@ -216,7 +218,11 @@ class TreeModelRun(TreebankRun):
         except DataError:
             return parse_trees(text, labelled=False, source=source)
         known = {*self.read.labels, *self.classes}
-        return trees if known.issuperset(trees.label_names) else parse_trees(text, labelled=False, source=source)
+        if known.isdisjoint(trees.label_names):
+            return parse_trees(text, labelled=False, source=source)
+        if not known.issuperset(trees.label_names):
+            parse_trees(text, label_names=sorted(known), source=source)  # tells the label that is none, and where
+        return trees
 
 
 def _branching(sentence: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from os import PathLike
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from ritornello.errors import ArgumentError, RunError, nearest
@@ -144,3 +145,17 @@ def check_types(config: Any) -> None:
         fits = isinstance(value, (int, float) if kind is float else kind)
         if not fits or isinstance(value, bool) != (kind is bool):
             raise ArgumentError(f"{name} must be of type {kind.__name__}, not {value!r}.")
+
+
+def settle_paths(config: Any, *names: str) -> None:
+    """Makes tuples of texts of fields of a frozen config that were given as one path, or as several.
+
+    Raises:
+        ArgumentError: naming the field and the value, where it is neither.
+    """
+    for name in names:
+        given = getattr(config, name)
+        several = [given] if isinstance(given, str | PathLike) else given
+        if not isinstance(several, list | tuple) or not all(isinstance(each, str | PathLike) for each in several):
+            raise ArgumentError(f"{name} must be a path or several, not {given!r}.")
+        object.__setattr__(config, name, tuple(map(str, several)))

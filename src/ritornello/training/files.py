@@ -58,6 +58,8 @@ def read_json(path: Path) -> Any:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Writes tensors, and what is to be known about them as JSON, into one safetensors file, atomically."""
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    places = [tensor.untyped_storage().data_ptr() for tensor in ready.values()]
+    ready = {n: t.clone() if places.count(p) > 1 else t for (n, t), p in zip(ready.items(), places, strict=True)}
     text = json.dumps(about)
     write_atomically(path, save(ready, {"about": f"{_crc32(ready, text)} {text}"}))  # two keys would come in any order
 

@@ -119,7 +119,7 @@ def train(
                 update_loss += loss.item() * tokens
                 update_tokens += tokens
             update_loss /= update_tokens
-            check_finite(update_loss, progress)
+            check_finite(update_loss, progress, run)
             average_gradients(model, update_tokens)
             clip(optimiser, config)
             optimiser.step()
@@ -145,7 +145,7 @@ def train(
                 progress.evaluations = max(progress.evaluations + 1, due)
                 progress.seconds += time.monotonic() - before
                 before = time.monotonic()
-                check_finite(row["valid_loss"], progress)
+                check_finite(row["valid_loss"], progress, run)
                 best = keep_score(run, model, progress, row, row[task.criterion])
                 log.write(row)
                 checkpoint()
@@ -157,15 +157,15 @@ def train(
             checkpoint()
             if not run.model_file.exists():
                 write_tensors(run.model_file, weights(model), {"step": progress.step})
-    return progress, interrupted()
+    return progress, interrupted() and not progress.complete(config, per_epoch)
 
 
-def check_finite(loss: float, progress: Progress) -> None:
+def check_finite(loss: float, progress: Progress, run: Run) -> None:
     """Raises RunError if the loss is no number any more."""
     if not math.isfinite(loss):
+        kept = "; the last checkpoint is intact" if run.checkpoint_file.exists() else ""
         raise RunError(
-            f"The loss is {loss} after {progress.step} updates; the last checkpoint is intact. "
-            "Try a lower --lr or a smaller --clip-norm."
+            f"The loss is {loss} after {progress.step} updates{kept}. Try a lower --lr or a smaller --clip-norm."
         )
 
 
