@@ -5,8 +5,9 @@
 
 A cell's units are chosen so that the whole model has `--parameters` weights. A quiet trial measures how many updates
 ten minutes hold, one cell after the other; then all train for as many, so that a machine that is busy meanwhile changes
-nothing. Of the learning rates each is tried for a tenth of that, and the best one is used. Rows go to
-DIR/results.jsonl as they are found; what stands there is not done again.
+nothing. Of the learning rates each is tried for a tenth of that. Short trials favour high rates, so the first
+seed's run is made at the best of them and at the next lower one; the better of the two stands, and other seeds use its
+rate. Rows go to DIR/results.jsonl as they are found; what stands there is not done again.
 """
 
 from __future__ import annotations
@@ -147,7 +148,8 @@ def train_all(
                 bar.advance(waiting)
 
     through(list(trials(results, text, cells, share)), "which rate")
-    through(list(runs(results, text, cells, seeds)), "training")
+    for seed in seeds:
+        through(list(runs(results, text, cells, seed)), f"training, seed {seed}")
 
 
 def trials(results: Results, text: str, cells: list[str], share: float) -> Iterator[tuple]:
@@ -162,18 +164,36 @@ def trials(results: Results, text: str, cells: list[str], share: float) -> Itera
                 yield trained, (out, text, cell, plan["hidden"], steps, rate, 1, ("valid",)), row
 
 
-def runs(results: Results, text: str, cells: list[str], seeds: list[int]) -> Iterator[tuple]:
-    """Whole runs at the best rate."""
-    for seed in seeds:
-        for cell in cells:
-            plan = results.find(kind="plan", cell=cell)
-            tried = [row for row in results.rows if row["kind"] == "trial" and row["cell"] == cell]
-            row = {"kind": "run", "cell": cell, "seed": seed}
-            if plan and tried and not results.find(**row):
-                rate = min(tried, key=lambda each: each["valid"])["rate"]
-                out = str(results.out / "runs" / f"{cell}-{seed}")
+def runs(results: Results, text: str, cells: list[str], seed: int) -> Iterator[tuple]:
+    """Whole runs."""
+    for cell in cells:
+        plan = results.find(kind="plan", cell=cell)
+        for rate in rates(results, cell, seed):
+            row = {"kind": "run", "cell": cell, "seed": seed, "rate": rate}
+            if plan and not results.find(**row):
+                out = str(results.out / "runs" / f"{cell}-{rate}-{seed}")
                 arguments = (out, text, cell, plan["hidden"], plan["steps"], rate, seed, ("valid", "test"))
-                yield trained, arguments, row | {"rate": rate}
+                yield trained, arguments, row
+
+
+def rates(results: Results, cell: str, seed: int) -> list[float]:
+    """Of a cell's first seed the best rate of the trials and the next lower one; of others the better of these."""
+    made = standing(results, cell)
+    if made and made[0]["seed"] != seed:
+        return [made[0]["rate"]]
+    tried = [row for row in results.rows if row["kind"] == "trial" and row["cell"] == cell]
+    best = min(tried, key=lambda each: each["valid"])["rate"] if tried else 0.0
+    return [rate for rate in RATES if rate <= best][-2:]
+
+
+def standing(results: Results, cell: str) -> list[dict[str, Any]]:
+    """The runs that count, at the rate at which the first seed did best; its run first."""
+    made = [row for row in results.rows if row["kind"] == "run" and row["cell"] == cell]
+    if not made:
+        return []
+    first = made[0]["seed"]
+    best = min((row for row in made if row["seed"] == first), key=lambda row: row["valid"])
+    return [best] + [row for row in made if row["seed"] != first and row["rate"] == best["rate"]]
 
 
 def table(results: Results) -> str:
@@ -181,7 +201,7 @@ def table(results: Results) -> str:
     found = []
     for cell in dict.fromkeys(row["cell"] for row in results.rows if row["kind"] == "run"):
         plan = results.find(kind="plan", cell=cell)
-        scores = [row for row in results.rows if row["kind"] == "run" and row["cell"] == cell]
+        scores = standing(results, cell)
         found.append((statistics.mean(row["test"] for row in scores), cell, plan, scores))
     lines = [
         "| cell | units | weights | characters a second | rate | valid | test | seeds |",

@@ -35,3 +35,21 @@ def test_a_folder_holds_runs_of_one_size_and_time(tmp_path: Path) -> None:
     catalogue.main(words)
     with pytest.raises(SystemExit, match=r"holds elman with .* units and 0\.001 minutes; for other --parameters"):
         catalogue.main([*words, "--minutes", "0.002"])
+
+
+def test_the_first_seed_decides_between_two_rates(tmp_path: Path) -> None:
+    results = catalogue.Results(tmp_path)
+    results.add(kind="plan", cell="gru", hidden=8, weights=9, steps=30, minutes=1.0)
+    assert catalogue.rates(results, "gru", 1) == []
+    for rate, valid in ((0.001, 2.0), (0.003, 1.9), (0.01, 1.8)):
+        results.add(kind="trial", cell="gru", rate=rate, valid=valid)
+    assert catalogue.rates(results, "gru", 1) == [0.003, 0.01]
+    jobs = [row for _, _, row in catalogue.runs(results, "text", ["gru"], 1)]
+    for row, valid in zip(jobs, (1.2, math.inf), strict=True):
+        results.add(**row, valid=valid, test=valid)
+    assert catalogue.rates(results, "gru", 1) == [0.003, 0.01]
+    assert list(catalogue.runs(results, "text", ["gru"], 1)) == [], "made"
+    (job,) = catalogue.runs(results, "text", ["gru"], 2)
+    assert job[2] == {"kind": "run", "cell": "gru", "seed": 2, "rate": 0.003}
+    results.add(**job[2], valid=1.4, test=1.4)
+    assert catalogue.table(results).endswith("| 0.003 | 1.3000 ± 0.1414 | 1.3000 ± 0.1414 | 2 |")
