@@ -196,6 +196,24 @@ def test_the_op_by_torchs_own_checks() -> None:
             library.opcheck(unfold_op, (*arguments, gradients_wanted), test_utils=("test_schema", "test_faketensor"))
 
 
+def test_a_cell_captured_without_gradients_is_traced_anew_for_training() -> None:
+    """A graph that knows no gradients need not be watched by autograd: what stops them is not seen."""
+
+    class Stopping(rit.Elman):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            with torch.no_grad():
+                h = torch.tanh(s.h)
+            return super().forward(x, self.State(h))
+
+    torch._dynamo.reset()
+    unfold, x = rit.Unfold(Stopping(5, 7)), torch.randn(6, 3, 5)
+    with torch.no_grad():
+        assert_close(torch.compile(unfold, backend="eager")(x), unfold(x))
+    reference = rit.Unfold(unfold.cell, executor="reference")
+    parameters = dict(unfold.named_parameters())
+    assert_close(gradients(unfold(x), parameters), gradients(reference(x), parameters))
+
+
 def test_lengths_that_do_not_fit_are_found_when_the_graph_runs() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(Tagger(rit.GRU(5, 7)), fullgraph=True, backend="eager")

@@ -550,6 +550,25 @@ def test_second_gradients_equal_the_reference_s(kind: str) -> None:
     assert along.item() == pytest.approx(difference.item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("learn", [False, True], ids=["given", "learnt"])
+def test_gradients_with_a_graph_count_what_comes_twice_once(learn: bool) -> None:
+    """A tensor that enters at several places, or through another, at each of them gets that place's share."""
+    cell, x = rit.LSTM(2, 3).double(), torch.randn(4, 2, 2, dtype=F64)
+    h, c = torch.randn(2, 2, 3, dtype=F64).unbind()
+    h.requires_grad_()
+    found = []
+    for executor in ("cpu", "reference"):
+        unfold = rit.Unfold(cell, executor=executor, learn_initial=learn).double()
+        for state in [None] if learn else [(h, h), (h, h.tanh()), (h, c)]:
+            leaves = list(unfold.initial) if unfold.initial is not None else [h]
+            loss = unfold(x, state)[0].square().sum()
+            once = torch.autograd.grad(loss, leaves, retain_graph=True)
+            again = torch.autograd.grad(loss, leaves, create_graph=True)
+            assert_close(again, once)
+            found += [*again, *torch.autograd.grad(sum(each.square().sum() for each in again), leaves)]
+    assert_close(found[: len(found) // 2], found[len(found) // 2 :])
+
+
 def test_backward_twice_over_one_graph() -> None:
     unfold = rit.Unfold(Mixed(2, 3), executor="cpu")
     x = torch.randn(4, 2, 2, requires_grad=True)
@@ -580,6 +599,22 @@ def test_what_needs_no_gradient_gets_none() -> None:
     for parameter in cell.parameters():
         parameter.requires_grad_(False)
     assert not rit.Unfold(cell, executor="cpu")(x)[0].requires_grad
+
+
+def test_tensors_that_are_no_parameters_get_gradients_too() -> None:
+    class Scaled(rit.Elman):
+        scale: Tensor
+
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(super().forward(x, s).h * self.scale)
+
+    cell, x = Scaled(2, 3).requires_grad_(False), torch.randn(4, 2, 2)
+    z = torch.randn(3, requires_grad=True)
+    found = []
+    for executor in ("cpu", "reference"):
+        cell.scale = z.sigmoid()
+        found += torch.autograd.grad(rit.Unfold(cell, executor=executor)(x)[0].sum(), z)
+    assert_close(*found)
 
 
 def test_an_output_that_was_written_over_is_told() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from comparison import assert_close
 from torch import nn
 
@@ -44,6 +45,21 @@ def test_steps_equal_the_sequence(cell: str, dtype: torch.dtype, rows: int) -> N
         outputs, last = unfold(x)
     found, state = walk(unfold.stepper(rows), x)
     assert_close([found, *state], [outputs, *last])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64], ids=str)
+def test_tensors_of_another_dtype_are_read_as_they_are(dtype: torch.dtype) -> None:
+    class Masked(rit.Elman):
+        def __init__(self) -> None:
+            super().__init__(5, 7)
+            self.register_buffer("mask", torch.ones(7, dtype=dtype))
+
+        def forward(self, x: torch.Tensor, s: Any) -> Any:
+            return self.State(torch.tanh(self.W(x) + F.linear(s.h, self.U.weight)) * self.mask)
+
+    unfold, x = rit.Unfold(Masked()), torch.randn(9, 1, 5)
+    with torch.no_grad():
+        assert_close(walk(unfold.stepper(), x)[0], unfold(x)[0])
 
 
 def test_one_row_needs_no_axis_and_any_state_may_be_given() -> None:

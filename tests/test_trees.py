@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from comparison import assert_close, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,9 +136,11 @@ def test_a_chain_written_as_a_tree_gives_the_chain_s_values_to_the_bit(variant: 
 def test_second_gradients() -> None:
     cell, trees = rit.LSTM(2, 3).to(F64), [[2, 2, -1], [-1], [1, 4, 4, 4, -1]]
     x = torch.randn(9, 2, dtype=F64, requires_grad=True)
-    found = {}
+    leaves, found = [x, *cell.parameters()], {}
     for executor in ("cpu", "reference"):
         outputs, _ = rit.Unfold(cell, executor=executor).over(trees, x)
+        once = torch.autograd.grad(outputs.square().sum(), leaves, retain_graph=True)
+        assert_close(torch.autograd.grad(outputs.square().sum(), leaves, create_graph=True), once)
         (first,) = torch.autograd.grad(outputs.square().sum(), x, create_graph=True)
         found[executor] = torch.autograd.grad(first.square().sum(), [x, *cell.parameters()])
     assert_close(*found.values())
@@ -178,6 +182,34 @@ def test_what_is_dropped_is_drawn_for_each_node() -> None:
     one, other = (unfold.over(trees, x)[0] for _ in range(2))
     assert not torch.equal(one, other)
     assert len(one.unique(dim=0)) > 5
+
+
+DRAWS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], set[float]]] = {
+    "of their own": (lambda x, h: F.dropout(h, 0.5), {0.0, 2.0, 4.0}),
+    "like theirs": (lambda x, h: h * torch.bernoulli(torch.full_like(h, 0.5)), {0.0, 1.0, 2.0}),
+    "of the row": (lambda x, h: h * torch.bernoulli(torch.full_like(x, 0.5)), {0.0, 2.0}),
+    "of the total": (lambda x, h: F.dropout(rit.total(h), 0.5), {0.0, 4.0}),
+    "of a shape": (lambda x, h: h * (torch.rand(h.shape) < 0.5), {0.0, 1.0, 2.0}),
+}
+
+
+@pytest.mark.parametrize("what", DRAWS)
+def test_predecessors_share_the_random_numbers_that_the_cell_draws_once(what: str) -> None:
+    draw, sums = DRAWS[what]
+
+    class Drawing(rit.Cell):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(rit.total(draw(x, s.h)) + x)
+
+    x = torch.tensor([[1.0], [1.0], [0.0]]).repeat(1, 200)
+    for executor in ("auto", "reference"):
+        outputs, _ = rit.Unfold(Drawing(200, 200), executor=executor).over([[2, 2, -1]], x)
+        assert set(outputs[2].tolist()) == sums
+    if what == "of a shape":
+        with pytest.raises(
+            ArgumentError, match="whether each of 2 predecessors draws random numbers of its own is not"
+        ):
+            rit.Unfold(Drawing(200, 200), executor="cpu").over([[2, 2, -1]], x)
 
 
 def test_more_predecessors_than_the_machine_takes_go_by_the_reference() -> None:

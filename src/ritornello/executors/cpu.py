@@ -19,7 +19,7 @@ from ritornello.executors.program_cell import BoundCell
 from ritornello.executors.request import Request, Result
 from ritornello.executors.run import TYPES, Run, Unfolding, machine_type
 from ritornello.executors.trees import Layout, TreeRun
-from ritornello.program import MOST_SLOTS, Untraceable, Wants
+from ritornello.program import MOST_SLOTS, Untraceable, Wants, lookup
 from ritornello.structures import is_chain
 
 try:
@@ -95,7 +95,8 @@ class CpuExecutor:
         rows = fields if request.every_field else 1
         states = [x, *request.entry, *request.blank]
         gradients = torch.is_grad_enabled() and (
-            any(tensor.requires_grad for tensor in states) or any(p.requires_grad for p in request.cell.parameters())
+            any(tensor.requires_grad for tensor in states)
+            or any(lookup(request.cell, path).requires_grad for path in plan.reads)
         )
         douts = tuple(gradients and field < rows for field in range(fields))
         inputs = [True] if layout is None else [kind.input for kind in layout.kinds]
@@ -134,7 +135,8 @@ class CpuExecutor:
         if (slots := getattr(cell, "slots", None) or 1) > MOST_SLOTS:
             return _too_many(slots)
         known = self._plans.setdefault(cell, _Plans())
-        features = (x_size, like.dtype, sizes)
+        watched = torch.is_grad_enabled() or not torch.compiler.is_compiling()  # by autograd, when it is traced
+        features = (x_size, like.dtype, sizes, watched)
         if known.changing:
             refused = known.found.get((fingerprint(cell, known.changing), *features))
             if refused is not None:

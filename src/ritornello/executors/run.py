@@ -149,6 +149,7 @@ class Run:
         self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], needs: Sequence[bool]
     ) -> list[Tensor | None]:
         """Gradients that can be differentiated: the programs once more, in torch."""
+        tensors = [tensor.view_as(tensor) for tensor in tensors]  # apart, though they may hang on one another outside
         fields = len(self.sizes)
         entry, blank = self.kind(*tensors[1 : 1 + fields]), self.kind(*tensors[1 + fields : 1 + 2 * fields])
         values = iter(tensors[1 + 2 * fields :])

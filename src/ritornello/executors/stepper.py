@@ -36,7 +36,7 @@ class Stepper:
 
         fields = len(plan.sizes)
         compiled = plan.compiled(Wants(False, False, (False,) * fields))
-        values = [value.detach() for value in compiled.parameter_values(cell, like.dtype)]
+        values = [value.detach().to(like.dtype) for value in compiled.parameter_values(cell, like.dtype)]
         self._settle = settle
         initial = settle(None)
         self._initial = type(initial)(*(field.detach() for field in initial))
