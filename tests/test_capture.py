@@ -214,6 +214,34 @@ def test_a_cell_captured_without_gradients_is_traced_anew_for_training() -> None
     assert_close(gradients(unfold(x), parameters), gradients(reference(x), parameters))
 
 
+def test_another_cell_is_captured_in_place_of_the_first() -> None:
+    torch._dynamo.reset()
+    unfold, x = rit.Unfold(rit.Elman(5, 7)), torch.randn(6, 3, 5)
+    compiled = torch.compile(unfold, fullgraph=True, backend="eager")
+    for unfold.cell in (rit.Elman(5, 7, nonlinearity="relu"), rit.GRU(5, 7), rit.Elman(5, 7)):
+        assert_close(compiled(x), unfold(x))
+
+
+def test_trees_run_between_two_graphs() -> None:
+    torch._dynamo.reset()
+    unfold, x, graphs = rit.Unfold(rit.LSTM(5, 7)), torch.randn(6, 5), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def run(x: Tensor) -> Tensor:
+        return 2 * unfold.over([[2, 2, 4, 4, -1], [-1]], x + 1)[0]
+
+    compiled, parameters = torch.compile(run, backend=backend), dict(unfold.named_parameters())
+    with torch.no_grad():
+        assert torch.equal(compiled(x), run(x))
+    found, expected = compiled(x), run(x)
+    assert torch.equal(found, expected)
+    assert_close(gradients(found, parameters), gradients(expected, parameters))
+    assert len(graphs) == 4, "two without gradients and two with them"
+
+
 def test_lengths_that_do_not_fit_are_found_when_the_graph_runs() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(Tagger(rit.GRU(5, 7)), fullgraph=True, backend="eager")

@@ -756,7 +756,7 @@ class Settings(rit.Cell):
         self.factor: Any = 1.0
         self.flags = {"twice": False}
         self.powers = [1, 2]
-        self.options = Options()
+        self.options, self.slotted = Options(), Slotted()
         self.inner = nn.Identity()
         self.bias = nn.Parameter(torch.randn(3))
         self.shift = torch.zeros(3)
@@ -771,6 +771,7 @@ class Settings(rit.Cell):
         value = value * 2 if self.flags["twice"] else value
         value = value + sum(0.1 * torch.tanh(s.h) ** power for power in self.powers)
         value = -value if self.options.negative else value
+        value = value * 2 if self.slotted.double else value
         value = value * self.gain if self.gain.requires_grad else value + self.gain.detach()
         for module in self.order:
             value = torch.tanh(module(value) + self.biases[0])
@@ -779,6 +780,13 @@ class Settings(rit.Cell):
 
 class Options:
     negative = False
+
+
+class Slotted:
+    __slots__ = ("double",)
+
+    def __init__(self) -> None:
+        self.double = False
 
 
 CHANGES: dict[str, Callable[[Settings], Any]] = {
@@ -790,6 +798,7 @@ CHANGES: dict[str, Callable[[Settings], Any]] = {
     "a list's length": lambda c: c.powers.append(3),
     "an element of a list": lambda c: c.powers.__setitem__(0, 3),
     "an attribute of an object": lambda c: setattr(c.options, "negative", True),
+    "an attribute of an object without a dict": lambda c: setattr(c.slotted, "double", True),
     "a module": lambda c: setattr(c, "inner", nn.Tanh()),
     "a parameter's values": lambda c: c.W.weight.data.mul_(2),
     "a parameter": lambda c: setattr(c, "bias", nn.Parameter(torch.ones(3))),
@@ -811,6 +820,54 @@ def test_a_setting_that_changes_is_seen(what: str) -> None:
     assert_close(*both(cell, x))
     CHANGES[what](cell)
     assert_close(*both(cell, x))
+
+
+CLASS_CHANGES: dict[str, Callable[[Any], Any]] = {
+    "a number": lambda kind: setattr(kind, "factor", 3.0),
+    "a number of its base": lambda kind: setattr(kind.__mro__[1], "shift", 0.5),
+    "a method": lambda kind: setattr(kind, "forward", lambda c, x, s: c.State(x)),
+    "a method's code": lambda kind: setattr(kind.forward, "__code__", (lambda self, x, s: self.State(x)).__code__),
+    "another method's code": lambda kind: setattr(kind.squash, "__code__", (lambda value: 2 * value).__code__),
+}
+
+
+@pytest.mark.parametrize("what", CLASS_CHANGES)
+def test_a_class_that_changes_is_seen(what: str) -> None:
+    """As notebooks do when they reload a module: what is there already goes on with the new code."""
+
+    class Base(rit.Cell):
+        shift = 0.0
+
+    class Tried(Base):
+        factor = 1.0
+
+        @staticmethod
+        def squash(value: Tensor) -> Tensor:
+            return torch.tanh(value)
+
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(self.squash(x + s.h) * self.factor + self.shift)
+
+    cell, x = Tried(3, 3), torch.randn(4, 2, 3)
+    before = both(cell, x)
+    assert_close(*before)
+    CLASS_CHANGES[what](Tried)
+    after = both(cell, x)
+    assert_close(*after)
+    assert not torch.equal(before[0], after[0])
+
+
+def test_a_buffer_that_went_to_another_device_is_told() -> None:
+    class Masked(rit.Elman):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(super().forward(x, s).h * self.mask)
+
+    cell, x = Masked(3, 4), torch.randn(4, 2, 3)
+    cell.register_buffer("mask", torch.ones(4))
+    assert rit.Unfold(cell)(x)[0].shape == (4, 2, 4)
+    cell.mask = cell.mask.to("meta")
+    with pytest.raises(RuntimeError, match="device"):
+        rit.Unfold(cell)(x)
 
 
 @pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
@@ -842,6 +899,8 @@ def test_the_plan_is_looked_up_once_a_call(monkeypatch: pytest.MonkeyPatch) -> N
 class Restless(rit.Cell):
     """Does something to itself at every call."""
 
+    made = 0
+
     def __init__(self, deed: Callable[[Any, Tensor], Any]) -> None:
         super().__init__(3, 3)
         self.W, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
@@ -862,11 +921,13 @@ class Restless(rit.Cell):
 def held(cell: Restless) -> list[Any]:
     """All that a deed may change, as text."""
     tensors = [cell.tensor, *cell.memory, *cell.buffers()]
-    return [cell.calls, cell.big, str(cell.seen), cell.counts, cell.training, vars(cell).get("wide"), str(tensors)]
+    plain = [cell.calls, cell.big, Restless.made, cell.training]
+    return [*plain, str(cell.seen), cell.counts, vars(cell).get("wide"), str(tensors)]
 
 
 DEEDS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "a count": (lambda c, h: setattr(c, "calls", c.calls + 1), r"changes its own setting \(calls\)"),
+    "a count in its class": (lambda c, h: setattr(Restless, "made", c.made + 1), r"changes its own setting \(made\)"),
     "a count in a dict": (lambda c, h: c.counts.update(calls=c.counts["calls"] + 1), r"its own setting \(counts\)"),
     "a log": (lambda c, h: c.seen.append(len(h)), r"changes its own setting \(seen\)"),
     "its mode": (lambda c, h: c.train(not c.training), r"changes its own setting \(training\)"),
