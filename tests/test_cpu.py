@@ -410,10 +410,11 @@ print(_core.instruction_set(), digest(range({SEEDS})))
 """
 
 
-def process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def process(code: str, *before: str, **environment: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(SOURCE), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    command = [*before, sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
 @cache
@@ -467,6 +468,33 @@ sys.exit(status if same() else 5)
 def test_a_forked_process_can_work(own: str) -> None:
     """In the child the threads of the parent are gone. It could hang, hence a process that can be killed."""
     done = process(FORK, **({"RITORNELLO_OWN_THREADS": own} if own else {}))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+THREADLESS = """
+import resource, sys, torch
+import ritornello as rit
+unfold, x = rit.Unfold(rit.LSTM(3, 8), executor="cpu"), torch.randn(5, 40, 3)
+torch.set_grad_enabled(False)
+expected = unfold(x)[0]
+torch.set_num_threads(2)
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+most = resource.getrlimit(resource.RLIMIT_AS)[1]
+resource.setrlimit(resource.RLIMIT_AS, (taken + 2**26, most))  # less than a stack
+try:
+    unfold(x)
+    sys.exit(4)
+except RuntimeError:
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+sys.exit(0 if torch.equal(unfold(x)[0], expected) else 5)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_a_thread_that_could_not_be_started_is_not_waited_for() -> None:
+    """It could hang, hence a process that can be killed; its threads' stacks are greater than what memory is left."""
+    great = ("sh", "-c", f'ulimit -S -s {2**19} && exec "$@"', "sh")
+    done = process(THREADLESS, *great, RITORNELLO_OWN_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -1123,6 +1151,14 @@ def mapped() -> Any:
     return torch.func.vmap(rit.Unfold(rit.LSTM(3, 4), executor="cpu"))(torch.randn(5, 4, 2, 3))
 
 
+class Nothing(rit.Cell):
+    State = namedtuple("State", "h none")
+    state_sizes = (3, 0)
+
+    def forward(self, x: Tensor, s: Any) -> Any:
+        return self.State(x + s.h, s.none)
+
+
 FLOAT8 = rit.LSTM(3, 4).to(torch.float8_e5m2)
 REASONS: dict[str, tuple[Callable[[], Any], str]] = {
     "cell": (
@@ -1133,6 +1169,7 @@ REASONS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: rit.Unfold(FLOAT8, executor="cpu")(torch.zeros(2, 1, 3, dtype=torch.float8_e5m2)),
         "x has dtype torch.float8_e5m2; this executor knows float32, float64, bfloat16, float16",
     ),
+    "size": (lambda: unfold(Nothing(3, 3)), "Nothing cannot be compiled: field 1 of its state has no elements"),
     "func": (mapped, "it is under a torch.func transformation"),
 }
 

@@ -223,6 +223,30 @@ def test_more_predecessors_than_the_machine_takes_go_by_the_reference() -> None:
     assert "executor: reference, for a row has 17 predecessors; the compiled machine takes 16" in said.getvalue()
 
 
+@pytest.mark.parametrize(("fields", "most"), [(3, 16), (4, 13), (16, 2)])
+def test_of_states_with_many_fields_the_machine_takes_fewer_predecessors(fields: int, most: int) -> None:
+    class Wide(rit.Cell):
+        State = rit.cells.cell.state_type(*(f"field{k}" for k in range(fields)))
+
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(*(torch.tanh(x + rit.total(field)) for field in s))
+
+    class Apart(Wide):
+        slots = most + 1
+
+        def forward(self, x: Tensor, *children: Any) -> Any:
+            return super().forward(x, self.State(*map(sum, zip(*children, strict=True))))
+
+    cell, reason = Wide(3, 3).double(), f"a row has {most + 1} predecessors; the compiled machine takes {most}"
+    for count in (most, most + 1):
+        star, x = [[count] * count + [-1]], torch.randn(count + 1, 3, dtype=F64)
+        assert_close(answer(cell, star, x, "auto"), answer(cell, star, x, "reference"))
+    for each in (cell, Apart(3, 3).double()):
+        with pytest.raises(ArgumentError, match=reason):
+            answer(each, star, x, "cpu")
+    answer(cell, [[most] * most + [-1]], x[:-1], "cpu")
+
+
 def test_a_cell_for_chains_is_told_by_the_reference() -> None:
     with pytest.raises(CellError, match="is a cell for chains"):
         rit.Unfold(rit.cells.PeepholeLSTM(2, 3)).over([[2, 2, -1]], torch.randn(3, 2))

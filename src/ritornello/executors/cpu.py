@@ -19,7 +19,7 @@ from ritornello.executors.program_cell import BoundCell
 from ritornello.executors.request import Request, Result
 from ritornello.executors.run import TYPES, Run, Unfolding, machine_type
 from ritornello.executors.trees import Layout, TreeRun
-from ritornello.program import MOST_SLOTS, Untraceable, Wants, lookup
+from ritornello.program import MOST_SLOTS, Untraceable, Wants, lookup, most_predecessors
 from ritornello.structures import is_chain
 
 try:
@@ -74,8 +74,8 @@ class CpuExecutor:
 
     def _supports_trees(self, request: Request, plan: Plan) -> str | None:
         most = max(level.source.shape[1] for level in request.schedule.levels if not isinstance(level.source, int))
-        if most > MOST_SLOTS:
-            return _too_many(most)
+        if most > most_predecessors(len(request.entry)):
+            return _too_many(most, len(request.entry))
         if request.checkpointed:
             return "checkpoints are kept along chains only"
         zero = request.fresh and not any(field.requires_grad or bool(field.any()) for field in request.blank)
@@ -132,8 +132,8 @@ class CpuExecutor:
         """
         if isinstance(cell, BoundCell):
             return cell.plan
-        if (slots := getattr(cell, "slots", None) or 1) > MOST_SLOTS:
-            return _too_many(slots)
+        if (slots := getattr(cell, "slots", None) or 1) > 1 and slots > most_predecessors(len(sizes)):
+            return _too_many(slots, len(sizes))
         known = self._plans.setdefault(cell, _Plans())
         watched = torch.is_grad_enabled() or not torch.compiler.is_compiling()  # by autograd, when it is traced
         features = (x_size, like.dtype, sizes, watched)
@@ -168,5 +168,7 @@ class _Plans:
         self.changing: frozenset[str] = frozenset()
 
 
-def _too_many(predecessors: int) -> str:
-    return f"a row has {predecessors} predecessors; the compiled machine takes {MOST_SLOTS}"
+def _too_many(predecessors: int, fields: int) -> str:
+    most = most_predecessors(fields)
+    reason = f"a row has {predecessors} predecessors; the compiled machine takes {most}"
+    return reason if most == MOST_SLOTS else f"{reason} where states have {fields} fields"

@@ -154,6 +154,8 @@ def make_plan(cell: nn.Module, x_size: int, sizes: Sequence[int], like: Tensor) 
     """
     if len(sizes) > MOST_FIELDS:
         raise Untraceable(f"its state has {len(sizes)} fields; the compiled machine takes {MOST_FIELDS}")
+    if 0 in sizes:
+        raise Untraceable(f"field {list(sizes).index(0)} of its state has no elements")
     traced = trace(cell, x_size, sizes, like)
     program = traced if traced.slots > 1 else unroll(traced, 1)
     return Plan(simplify(program), traced)

@@ -25,7 +25,12 @@ from ritornello.program.program import Program, Value
 BEFORE, LOOP, BACK, AFTER = range(4)
 ROUTINES = ("before", "loop", "back", "after")
 CONST, TEMP, SCRATCH, FRAME, X, DX = range(6)
-MOST_FIELDS, MOST_SLOTS, MOST_TERMS = 16, 16, 64  # as in src/csrc/code.h; terms of one product
+MOST_FIELDS, MOST_SLOTS, MOST_TERMS, MOST_SPACES = 16, 16, 64, 128  # as in src/csrc/code.h; terms of one product
+
+
+def most_predecessors(fields: int) -> int:
+    """How many a row may have whose states have so many fields: each field of each has two spaces."""
+    return min(MOST_SLOTS, ((MOST_SPACES - DX - 1) // fields - 3) // 2)
 
 
 class Place(NamedTuple):
