@@ -246,8 +246,27 @@ def test_lengths_that_do_not_fit_are_found_when_the_graph_runs() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(Tagger(rit.GRU(5, 7)), fullgraph=True, backend="eager")
     tokens = torch.randint(0, 11, (6, 3))
-    with pytest.raises(RuntimeError, match="lengths must lie between 0 and 6"):
-        compiled(tokens, torch.tensor([7, 1, 1]))
+    for lengths, message in (
+        (torch.tensor([7, 1, 1]), "lengths must lie between 0 and 6"),
+        (torch.tensor([2.5, 1.0, 1.0]), "lengths must be integers, not torch.float32"),
+        (torch.tensor([2]), r"lengths has shape \(1,\); expected \(3,\)"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            compiled(tokens, lengths)
+
+
+def test_resets_that_do_not_fit_are_found_when_the_graph_runs() -> None:
+    torch._dynamo.reset()
+    unfold, x = rit.Unfold(rit.GRU(5, 7)), torch.randn(6, 3, 5)
+    compiled = torch.compile(unfold, fullgraph=True, backend="eager")
+    for resets, message in (
+        (torch.ones(6, 3), "resets must be booleans, not torch.float32"),
+        (torch.ones(7, 3, dtype=torch.bool), r"resets has shape \(7, 3\); expected \(6, 3\)"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            compiled(x, resets=resets)
+    resets = torch.rand(6, 3) < 0.5
+    assert_close(compiled(x, resets=resets), unfold(x, resets=resets))
 
 
 def test_dropout_is_drawn_anew_at_every_call_and_off_in_eval() -> None:

@@ -49,7 +49,8 @@ from test_program import (
     edges_of,
 )
 from torch import Tensor, nn
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import ritornello as rit
 from ritornello import _core
@@ -597,6 +598,16 @@ def test_gradients_with_a_graph_count_what_comes_twice_once(learn: bool) -> None
     assert_close(found[: len(found) // 2], found[len(found) // 2 :])
 
 
+def test_many_gradients_at_once() -> None:
+    cell, x = rit.LSTM(2, 3).double(), torch.randn(3, 2, 2, dtype=F64)
+    found = []
+    for executor, at_once in (("cpu", True), ("reference", False)):
+        unfold = rit.Unfold(cell, executor=executor)
+        found.append(torch.autograd.functional.jacobian(lambda x, u=unfold: tuple(flat(u(x))), x, vectorize=at_once))
+    assert not any(each.requires_grad for each in found[0])
+    assert_close(*found)
+
+
 def test_backward_twice_over_one_graph() -> None:
     unfold = rit.Unfold(Mixed(2, 3), executor="cpu")
     x = torch.randn(4, 2, 2, requires_grad=True)
@@ -1003,6 +1014,14 @@ def test_a_cell_that_stops_changing_itself_is_compiled() -> None:
     assert cell.calls == 8
 
 
+def test_a_cell_made_in_inference_mode_is_compiled() -> None:
+    x = torch.randn(5, 2, 3)
+    with torch.inference_mode():
+        assert_close(*both(rit.GRU(3, 4), x))
+        cell = rit.GRU(3, 4)
+    assert_close(*both(cell, x))
+
+
 def test_a_first_call_in_inference_mode_is_like_any_other() -> None:
     cell, x = Restless(lambda c, h: None), torch.randn(4, 2, 3)
     with torch.inference_mode():
@@ -1151,6 +1170,14 @@ def mapped() -> Any:
     return torch.func.vmap(rit.Unfold(rit.LSTM(3, 4), executor="cpu"))(torch.randn(5, 4, 2, 3))
 
 
+small_unfold = rit.Unfold(rit.LSTM(3, 4), executor="cpu")
+
+
+def forward_mode() -> Any:
+    with forward_ad.dual_level():
+        return small_unfold(forward_ad.make_dual(torch.randn(4, 2, 3), torch.ones(4, 2, 3)))
+
+
 class Nothing(rit.Cell):
     State = namedtuple("State", "h none")
     state_sizes = (3, 0)
@@ -1170,15 +1197,37 @@ REASONS: dict[str, tuple[Callable[[], Any], str]] = {
         "x has dtype torch.float8_e5m2; this executor knows float32, float64, bfloat16, float16",
     ),
     "size": (lambda: unfold(Nothing(3, 3)), "Nothing cannot be compiled: field 1 of its state has no elements"),
+    "forward": (forward_mode, "it is under forward-mode differentiation"),
+    "fx": (lambda: make_fx(lambda x: small_unfold(x)[0])(torch.randn(4, 2, 3)), "torch.fx records what is called"),
     "func": (mapped, "it is under a torch.func transformation"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which torch calls for forward mode
 @pytest.mark.parametrize("what", REASONS)
 def test_a_reason_is_given(what: str) -> None:
     call, message = REASONS[what]
     with pytest.raises(ArgumentError, match=f"^Executor 'cpu' cannot run this: {message}"):
         call()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_forward_mode_goes_by_the_reference(frozen: bool) -> None:
+    cell, x, tangent = rit.Elman(3, 4).requires_grad_(not frozen), torch.randn(5, 2, 3), torch.randn(5, 2, 3)
+    found = []
+    for executor in ("auto", "reference"):
+        with forward_ad.dual_level():
+            outputs, _ = rit.Unfold(cell, executor=executor)(forward_ad.make_dual(x, tangent))
+            found.append(forward_ad.unpack_dual(outputs).tangent)
+    assert torch.equal(*found)
+
+
+def test_a_graph_of_torch_fx_computes_what_it_recorded() -> None:
+    unfold, x = rit.Unfold(rit.LSTM(3, 4).requires_grad_(False)), torch.randn(5, 2, 3)
+    graph = make_fx(lambda x: unfold(x)[0])(x)
+    for values in (x, 2 * x):
+        assert_close(graph(values), unfold(values)[0])
 
 
 # Code and levels from anywhere.

@@ -86,6 +86,25 @@ def test_an_older_state_goes_on_from_where_it_was_kept() -> None:
     assert torch.equal(step(x[1], kept)[0], one)
 
 
+def test_a_stepper_made_in_inference_mode_goes_on_outside() -> None:
+    unfold, x = rit.Unfold(rit.LSTM(5, 7)), torch.randn(4, 1, 5)
+    with torch.inference_mode():
+        step, made_there = unfold.stepper(), rit.Unfold(rit.GRU(5, 7)).stepper()
+    with torch.no_grad():
+        assert_close(walk(step, x)[0], unfold(x)[0])
+    walk(made_there, x)
+
+
+def test_its_own_fields_may_be_given_back_in_another_order() -> None:
+    unfold, x = rit.Unfold(rit.LSTM(5, 7)).double(), torch.randn(2, 1, 5, dtype=torch.float64)
+    step = unfold.stepper()
+    _, state = step(x[0])
+    h, c = state.h.clone(), state.c.clone()
+    with torch.no_grad():
+        expected = unfold(x[1:], (c, h))[0][0]
+    assert_close(step(x[1], unfold.cell.State(state.c, state.h))[0], expected)
+
+
 def test_what_does_not_fit_is_named() -> None:
     unfold = rit.Unfold(rit.LSTM(5, 7))
     step = unfold.stepper()

@@ -108,8 +108,16 @@ def _wants(plan: Plan, gradients: bool) -> Wants:
 def _schedule(x: Tensor, lengths: Tensor | None, resets: Tensor | None, reverse: bool) -> Schedule:
     time, batch = x.shape[:2]
     if lengths is not None:
+        kind, shape = lengths.dtype, tuple(lengths.shape)
+        whole = not (kind.is_floating_point or kind.is_complex or kind == torch.bool) or not lengths.numel()
+        torch._check(whole, lambda: f"lengths must be integers, not {kind}")
+        torch._check(shape == (batch,), lambda: f"lengths has shape {shape}; expected ({batch},)")
         torch._check(bool(((lengths >= 0) & (lengths <= time)).all()), lambda: f"lengths must lie between 0 and {time}")
         lengths = lengths.long()
+    if resets is not None:
+        of, form = resets.dtype, tuple(resets.shape)
+        torch._check(of == torch.bool, lambda: f"resets must be booleans, not {of}")
+        torch._check(form == (time, batch), lambda: f"resets has shape {form}; expected {(time, batch)}")
     return chain(time, batch, lengths=lengths, resets=resets, reverse=reverse)
 
 

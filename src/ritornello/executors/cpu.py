@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ritornello.cells.adapt import name_of
 from ritornello.errors import CellError
@@ -27,6 +28,7 @@ try:
 except ImportError:  # installed without a compiler
     _core = None  # type: ignore[assignment]
 
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
 _log = logging.getLogger("ritornello")
 MISSING = (
     "the compiled extension is not installed; "
@@ -49,6 +51,10 @@ def unfit(x: Tensor) -> str | None:
     """Why the machine cannot take x as torch is set now; None where it can."""
     if torch._C._are_functorch_transforms_active():
         return "it is under a torch.func transformation"
+    if forward_ad._current_level >= 0:
+        return "it is under forward-mode differentiation"
+    if not torch.compiler.is_compiling() and torch._C._get_dispatch_mode(_PROXY) is not None:
+        return "torch.fx records what is called"
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return f"torch.autocast asks for {torch.get_autocast_dtype('cpu')}"
     return unreadable(x)

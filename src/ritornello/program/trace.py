@@ -162,7 +162,8 @@ class Recorder(TorchDispatchMode):
         self._storages: dict[int, list[Tensor]] = {}
         self._names = _tensors_of(cell)
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in cell.modules())
-        self.gradients = not scripted and (torch.is_grad_enabled() or not torch.compiler.is_compiling())
+        trained = not any(parameter.is_inference() for parameter in cell.parameters())
+        self.gradients = trained and not scripted and (torch.is_grad_enabled() or not torch.compiler.is_compiling())
 
     def bind(self, tensor: Tensor, value: Value) -> None:
         """From now on the tensor is that value."""
