@@ -14,7 +14,7 @@ _OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _COLLECTIONS = (list, set, deque)
 _LIBRARIES = ("torch.", "ritornello.")
-_SETTLED: set[type] = {object}  # their classes, which say what they always said, as they are met
+SETTLED: set[type] = {object}  # their classes, which say what they always said, as they are met
 
 
 @contextmanager
@@ -65,13 +65,13 @@ def _copied(value: Any, copies: dict[int, Tensor]) -> Any:
 
 def own_classes(kind: type) -> list[type]:
     """A class and its bases, without those of torch and of this library."""
-    if kind in _SETTLED:
+    if kind in SETTLED:
         return []
-    own = [each for each in kind.__mro__ if each not in _SETTLED]
+    own = [each for each in kind.__mro__ if each not in SETTLED]
     for each in own:
         if each.__module__.startswith(_LIBRARIES):
-            _SETTLED.add(each)
-    return [each for each in own if each not in _SETTLED]
+            SETTLED.add(each)
+    return [each for each in own if each not in SETTLED]
 
 
 class _ClassAttributes:

@@ -141,7 +141,7 @@ class CpuExecutor:
         if (slots := getattr(cell, "slots", None) or 1) > 1 and slots > most_predecessors(len(sizes)):
             return _too_many(slots, len(sizes))
         known = self._plans.setdefault(cell, _Plans())
-        watched = torch.is_grad_enabled() or not torch.compiler.is_compiling()  # by autograd, when it is traced
+        watched = not torch.compiler.is_compiling() or torch.is_grad_enabled()  # by autograd, when it is traced
         features = (x_size, like.dtype, sizes, watched)
         if known.changing:
             refused = known.found.get((fingerprint(cell, known.changing), *features))

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ritornello.cells.untouched import own_classes
+from ritornello.cells.untouched import SETTLED, own_classes
 
 _OWN = frozenset(vars(nn.Module())) - {"training"}  # what torch itself keeps in every module
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -24,9 +24,9 @@ def fingerprint(cell: nn.Module, without: Collection[str] = ()) -> tuple[Any, ..
     """The settings of a cell and its modules, by value where they are numbers, texts or collections of such.
 
     Two fingerprints are equal as long as no setting, no hook and no `requires_grad` changed, no module was replaced, no
-    tensor came, went or took another shape, dtype or device, the same modules and tensors are shared as before, and no
-    class says anything else. Objects count by identity and by their attributes; functions by identity and by their
-    code, which a reload changes in place.
+    tensor came, went, took another shape or dtype, came to the CPU or left it, the same modules and tensors are shared
+    as before, and no class says anything else (torch's and this library's never do). Objects count by identity and by
+    their attributes; functions by identity and by their code, which a reload changes in place.
 
     Args:
         cell: the cell.
@@ -38,15 +38,16 @@ def fingerprint(cell: nn.Module, without: Collection[str] = ()) -> tuple[Any, ..
     for module in modules:  # which grows
         settings = module.__dict__
         kind = type(module)
-        found += (kind, getattr(kind, "forward", None))
-        for each in own_classes(kind):
-            found += _of_class(each, ignored, first)
+        found.append(kind)
+        if kind not in SETTLED:
+            for each in own_classes(kind):
+                found += _of_class(each, ignored, first)
         for store in ("_parameters", "_buffers"):
             for name, tensor in settings[store].items():
                 found.append(name)
                 if tensor is not None:
-                    found += (tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad)
-                    found.append(first.setdefault(id(tensor), len(first)))
+                    number = first.setdefault(id(tensor), len(first))
+                    found += (tensor.shape, tensor.dtype, tensor.is_cpu, tensor.requires_grad, number)
         for name, inner in settings["_modules"].items():
             if inner is not None and id(inner) not in first:
                 modules.append(inner)
@@ -82,7 +83,7 @@ def _frozen(value: Any, first: dict[int, int], depth: int) -> Any:
         return weakref.ref(value), value.__code__, defaults and depth and _frozen(defaults, first, depth - 1)
     if isinstance(value, Tensor):
         number = first.setdefault(id(value), len(first))
-        return value.shape, value.dtype, value.device, value.requires_grad, number
+        return value.shape, value.dtype, value.is_cpu, value.requires_grad, number
     if isinstance(value, nn.Module):
         return _Same(value), first.setdefault(id(value), len(first))
     if depth == 0 or isinstance(value, (type, BuiltinFunctionType)):
