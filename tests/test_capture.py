@@ -214,6 +214,26 @@ def test_a_cell_captured_without_gradients_is_traced_anew_for_training() -> None
     assert_close(gradients(unfold(x), parameters), gradients(reference(x), parameters))
 
 
+def test_a_setting_that_changes_is_captured_anew() -> None:
+    class Scaled(rit.Elman):
+        def __init__(self) -> None:
+            super().__init__(5, 7)
+            self.factor, self.power, self.negative = 1.0, 1, False
+
+        def forward(self, x: Tensor, s: Any) -> Any:
+            h = super().forward(x, s).h ** self.power * self.factor
+            return self.State(-h if self.negative else h)
+
+    torch._dynamo.reset()
+    unfold, x = rit.Unfold(Scaled()), torch.randn(6, 3, 5)
+    compiled = torch.compile(unfold, fullgraph=True, backend="eager")
+    for name, value in (("factor", 0.25), ("factor", 0.5), ("power", 2), ("power", 3), ("negative", True)):
+        before = compiled(x)
+        setattr(unfold.cell, name, value)
+        assert_close(compiled(x), unfold(x))
+        assert not torch.equal(compiled(x)[0], before[0])
+
+
 def test_another_cell_is_captured_in_place_of_the_first() -> None:
     torch._dynamo.reset()
     unfold, x = rit.Unfold(rit.Elman(5, 7)), torch.randn(6, 3, 5)

@@ -622,6 +622,16 @@ def test_backward_twice_over_one_graph() -> None:
         torch.autograd.grad(outputs.sum(), leaves)
 
 
+def test_a_second_backward_keeps_no_states_either() -> None:
+    outputs, _ = rit.Unfold(rit.LSTM(2, 3), executor="cpu")(torch.randn(4, 2, 2, requires_grad=True))
+    node = outputs.grad_fn
+    while not hasattr(node, "run"):
+        node = node.next_functions[0][0]
+    for _ in range(2):
+        outputs.sum().backward(retain_graph=True)
+        assert node.run.out == []
+
+
 def test_what_needs_no_gradient_gets_none() -> None:
     cell = Mixed(2, 3)
     cell.unused = nn.Parameter(torch.ones(3))

@@ -205,7 +205,12 @@ class Unfold(nn.Module):
         if self.executor not in ("auto", "cpu") or unfit(x) is not None:
             return None
         captured = capture(self._number, self.training)
-        return captured if captured.program else None
+        if not captured.program:
+            return None
+        for path, value in captured.settings:
+            if lookup(self.cell, path) != value:  # never; but now torch.compile watches for it
+                return None
+        return captured
 
     def _as_node(
         self,

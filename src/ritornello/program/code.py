@@ -34,7 +34,7 @@ def most_predecessors(fields: int) -> int:
 
 
 class Place(NamedTuple):
-    """Where a row's value lies: `size` elements from `offset` in a space; `scalar` ones stand for any number."""
+    """Where a row's value lies: `size` elements from `offset` in a space."""
 
     space: int
     offset: int
@@ -69,7 +69,7 @@ class Pack(NamedTuple):
 
 
 class Reduction(NamedTuple):
-    """A window of a parameter's gradient: Σ over rows of leftᵀ right; a vector's: of left, or of left times right."""
+    """A window of a parameter's gradient: Σ over rows of leftᵀ right; a vector's: of left."""
 
     parameter: int
     row: int
