@@ -196,12 +196,97 @@ def test_the_op_by_torchs_own_checks() -> None:
             library.opcheck(unfold_op, (*arguments, gradients_wanted), test_utils=("test_schema", "test_faketensor"))
 
 
+def test_a_cell_captured_without_gradients_is_traced_anew_for_training() -> None:
+    """A graph that knows no gradients need not be watched by autograd: what stops them is not seen."""
+
+    class Stopping(rit.Elman):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            with torch.no_grad():
+                h = torch.tanh(s.h)
+            return super().forward(x, self.State(h))
+
+    torch._dynamo.reset()
+    unfold, x = rit.Unfold(Stopping(5, 7)), torch.randn(6, 3, 5)
+    with torch.no_grad():
+        assert_close(torch.compile(unfold, backend="eager")(x), unfold(x))
+    reference = rit.Unfold(unfold.cell, executor="reference")
+    parameters = dict(unfold.named_parameters())
+    assert_close(gradients(unfold(x), parameters), gradients(reference(x), parameters))
+
+
+def test_a_setting_that_changes_is_captured_anew() -> None:
+    class Scaled(rit.Elman):
+        def __init__(self) -> None:
+            super().__init__(5, 7)
+            self.factor, self.power, self.negative = 1.0, 1, False
+
+        def forward(self, x: Tensor, s: Any) -> Any:
+            h = super().forward(x, s).h ** self.power * self.factor
+            return self.State(-h if self.negative else h)
+
+    torch._dynamo.reset()
+    unfold, x = rit.Unfold(Scaled()), torch.randn(6, 3, 5)
+    compiled = torch.compile(unfold, fullgraph=True, backend="eager")
+    for name, value in (("factor", 0.25), ("factor", 0.5), ("power", 2), ("power", 3), ("negative", True)):
+        before = compiled(x)
+        setattr(unfold.cell, name, value)
+        assert_close(compiled(x), unfold(x))
+        assert not torch.equal(compiled(x)[0], before[0])
+
+
+def test_another_cell_is_captured_in_place_of_the_first() -> None:
+    torch._dynamo.reset()
+    unfold, x = rit.Unfold(rit.Elman(5, 7)), torch.randn(6, 3, 5)
+    compiled = torch.compile(unfold, fullgraph=True, backend="eager")
+    for unfold.cell in (rit.Elman(5, 7, nonlinearity="relu"), rit.GRU(5, 7), rit.Elman(5, 7)):
+        assert_close(compiled(x), unfold(x))
+
+
+def test_trees_run_between_two_graphs() -> None:
+    torch._dynamo.reset()
+    unfold, x, graphs = rit.Unfold(rit.LSTM(5, 7)), torch.randn(6, 5), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def run(x: Tensor) -> Tensor:
+        return 2 * unfold.over([[2, 2, 4, 4, -1], [-1]], x + 1)[0]
+
+    compiled, parameters = torch.compile(run, backend=backend), dict(unfold.named_parameters())
+    with torch.no_grad():
+        assert torch.equal(compiled(x), run(x))
+    found, expected = compiled(x), run(x)
+    assert torch.equal(found, expected)
+    assert_close(gradients(found, parameters), gradients(expected, parameters))
+    assert len(graphs) == 4, "two without gradients and two with them"
+
+
 def test_lengths_that_do_not_fit_are_found_when_the_graph_runs() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(Tagger(rit.GRU(5, 7)), fullgraph=True, backend="eager")
     tokens = torch.randint(0, 11, (6, 3))
-    with pytest.raises(RuntimeError, match="lengths must lie between 0 and 6"):
-        compiled(tokens, torch.tensor([7, 1, 1]))
+    for lengths, message in (
+        (torch.tensor([7, 1, 1]), "lengths must lie between 0 and 6"),
+        (torch.tensor([2.5, 1.0, 1.0]), "lengths must be integers, not torch.float32"),
+        (torch.tensor([2]), r"lengths has shape \(1,\); expected \(3,\)"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            compiled(tokens, lengths)
+
+
+def test_resets_that_do_not_fit_are_found_when_the_graph_runs() -> None:
+    torch._dynamo.reset()
+    unfold, x = rit.Unfold(rit.GRU(5, 7)), torch.randn(6, 3, 5)
+    compiled = torch.compile(unfold, fullgraph=True, backend="eager")
+    for resets, message in (
+        (torch.ones(6, 3), "resets must be booleans, not torch.float32"),
+        (torch.ones(7, 3, dtype=torch.bool), r"resets has shape \(7, 3\); expected \(6, 3\)"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            compiled(x, resets=resets)
+    resets = torch.rand(6, 3) < 0.5
+    assert_close(compiled(x, resets=resets), unfold(x, resets=resets))
 
 
 def test_dropout_is_drawn_anew_at_every_call_and_off_in_eval() -> None:

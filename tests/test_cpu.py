@@ -49,7 +49,8 @@ from test_program import (
     edges_of,
 )
 from torch import Tensor, nn
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import ritornello as rit
 from ritornello import _core
@@ -410,10 +411,11 @@ print(_core.instruction_set(), digest(range({SEEDS})))
 """
 
 
-def process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def process(code: str, *before: str, **environment: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(SOURCE), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    command = [*before, sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
 @cache
@@ -467,6 +469,33 @@ sys.exit(status if same() else 5)
 def test_a_forked_process_can_work(own: str) -> None:
     """In the child the threads of the parent are gone. It could hang, hence a process that can be killed."""
     done = process(FORK, **({"RITORNELLO_OWN_THREADS": own} if own else {}))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+THREADLESS = """
+import resource, sys, torch
+import ritornello as rit
+unfold, x = rit.Unfold(rit.LSTM(3, 8), executor="cpu"), torch.randn(5, 40, 3)
+torch.set_grad_enabled(False)
+expected = unfold(x)[0]
+torch.set_num_threads(2)
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+most = resource.getrlimit(resource.RLIMIT_AS)[1]
+resource.setrlimit(resource.RLIMIT_AS, (taken + 2**26, most))  # less than a stack
+try:
+    unfold(x)
+    sys.exit(4)
+except RuntimeError:
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+sys.exit(0 if torch.equal(unfold(x)[0], expected) else 5)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_a_thread_that_could_not_be_started_is_not_waited_for() -> None:
+    """It could hang, hence a process that can be killed; its threads' stacks are greater than what memory is left."""
+    great = ("sh", "-c", f'ulimit -S -s {2**19} && exec "$@"', "sh")
+    done = process(THREADLESS, *great, RITORNELLO_OWN_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -550,6 +579,35 @@ def test_second_gradients_equal_the_reference_s(kind: str) -> None:
     assert along.item() == pytest.approx(difference.item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("learn", [False, True], ids=["given", "learnt"])
+def test_gradients_with_a_graph_count_what_comes_twice_once(learn: bool) -> None:
+    """A tensor that enters at several places, or through another, at each of them gets that place's share."""
+    cell, x = rit.LSTM(2, 3).double(), torch.randn(4, 2, 2, dtype=F64)
+    h, c = torch.randn(2, 2, 3, dtype=F64).unbind()
+    h.requires_grad_()
+    found = []
+    for executor in ("cpu", "reference"):
+        unfold = rit.Unfold(cell, executor=executor, learn_initial=learn).double()
+        for state in [None] if learn else [(h, h), (h, h.tanh()), (h, c)]:
+            leaves = list(unfold.initial) if unfold.initial is not None else [h]
+            loss = unfold(x, state)[0].square().sum()
+            once = torch.autograd.grad(loss, leaves, retain_graph=True)
+            again = torch.autograd.grad(loss, leaves, create_graph=True)
+            assert_close(again, once)
+            found += [*again, *torch.autograd.grad(sum(each.square().sum() for each in again), leaves)]
+    assert_close(found[: len(found) // 2], found[len(found) // 2 :])
+
+
+def test_many_gradients_at_once() -> None:
+    cell, x = rit.LSTM(2, 3).double(), torch.randn(3, 2, 2, dtype=F64)
+    found = []
+    for executor, at_once in (("cpu", True), ("reference", False)):
+        unfold = rit.Unfold(cell, executor=executor)
+        found.append(torch.autograd.functional.jacobian(lambda x, u=unfold: tuple(flat(u(x))), x, vectorize=at_once))
+    assert not any(each.requires_grad for each in found[0])
+    assert_close(*found)
+
+
 def test_backward_twice_over_one_graph() -> None:
     unfold = rit.Unfold(Mixed(2, 3), executor="cpu")
     x = torch.randn(4, 2, 2, requires_grad=True)
@@ -562,6 +620,16 @@ def test_backward_twice_over_one_graph() -> None:
     assert not torch.equal(first[0], other[0])
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(outputs.sum(), leaves)
+
+
+def test_a_second_backward_keeps_no_states_either() -> None:
+    outputs, _ = rit.Unfold(rit.LSTM(2, 3), executor="cpu")(torch.randn(4, 2, 2, requires_grad=True))
+    node = outputs.grad_fn
+    while not hasattr(node, "run"):
+        node = node.next_functions[0][0]
+    for _ in range(2):
+        outputs.sum().backward(retain_graph=True)
+        assert node.run.out == []
 
 
 def test_what_needs_no_gradient_gets_none() -> None:
@@ -580,6 +648,22 @@ def test_what_needs_no_gradient_gets_none() -> None:
     for parameter in cell.parameters():
         parameter.requires_grad_(False)
     assert not rit.Unfold(cell, executor="cpu")(x)[0].requires_grad
+
+
+def test_tensors_that_are_no_parameters_get_gradients_too() -> None:
+    class Scaled(rit.Elman):
+        scale: Tensor
+
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(super().forward(x, s).h * self.scale)
+
+    cell, x = Scaled(2, 3).requires_grad_(False), torch.randn(4, 2, 2)
+    z = torch.randn(3, requires_grad=True)
+    found = []
+    for executor in ("cpu", "reference"):
+        cell.scale = z.sigmoid()
+        found += torch.autograd.grad(rit.Unfold(cell, executor=executor)(x)[0].sum(), z)
+    assert_close(*found)
 
 
 def test_an_output_that_was_written_over_is_told() -> None:
@@ -721,7 +805,7 @@ class Settings(rit.Cell):
         self.factor: Any = 1.0
         self.flags = {"twice": False}
         self.powers = [1, 2]
-        self.options = Options()
+        self.options, self.slotted = Options(), Slotted()
         self.inner = nn.Identity()
         self.bias = nn.Parameter(torch.randn(3))
         self.shift = torch.zeros(3)
@@ -736,6 +820,7 @@ class Settings(rit.Cell):
         value = value * 2 if self.flags["twice"] else value
         value = value + sum(0.1 * torch.tanh(s.h) ** power for power in self.powers)
         value = -value if self.options.negative else value
+        value = value * 2 if self.slotted.double else value
         value = value * self.gain if self.gain.requires_grad else value + self.gain.detach()
         for module in self.order:
             value = torch.tanh(module(value) + self.biases[0])
@@ -744,6 +829,13 @@ class Settings(rit.Cell):
 
 class Options:
     negative = False
+
+
+class Slotted:
+    __slots__ = ("double",)
+
+    def __init__(self) -> None:
+        self.double = False
 
 
 CHANGES: dict[str, Callable[[Settings], Any]] = {
@@ -755,6 +847,7 @@ CHANGES: dict[str, Callable[[Settings], Any]] = {
     "a list's length": lambda c: c.powers.append(3),
     "an element of a list": lambda c: c.powers.__setitem__(0, 3),
     "an attribute of an object": lambda c: setattr(c.options, "negative", True),
+    "an attribute of an object without a dict": lambda c: setattr(c.slotted, "double", True),
     "a module": lambda c: setattr(c, "inner", nn.Tanh()),
     "a parameter's values": lambda c: c.W.weight.data.mul_(2),
     "a parameter": lambda c: setattr(c, "bias", nn.Parameter(torch.ones(3))),
@@ -776,6 +869,54 @@ def test_a_setting_that_changes_is_seen(what: str) -> None:
     assert_close(*both(cell, x))
     CHANGES[what](cell)
     assert_close(*both(cell, x))
+
+
+CLASS_CHANGES: dict[str, Callable[[Any], Any]] = {
+    "a number": lambda kind: setattr(kind, "factor", 3.0),
+    "a number of its base": lambda kind: setattr(kind.__mro__[1], "shift", 0.5),
+    "a method": lambda kind: setattr(kind, "forward", lambda c, x, s: c.State(x)),
+    "a method's code": lambda kind: setattr(kind.forward, "__code__", (lambda self, x, s: self.State(x)).__code__),
+    "another method's code": lambda kind: setattr(kind.squash, "__code__", (lambda value: 2 * value).__code__),
+}
+
+
+@pytest.mark.parametrize("what", CLASS_CHANGES)
+def test_a_class_that_changes_is_seen(what: str) -> None:
+    """As notebooks do when they reload a module: what is there already goes on with the new code."""
+
+    class Base(rit.Cell):
+        shift = 0.0
+
+    class Tried(Base):
+        factor = 1.0
+
+        @staticmethod
+        def squash(value: Tensor) -> Tensor:
+            return torch.tanh(value)
+
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(self.squash(x + s.h) * self.factor + self.shift)
+
+    cell, x = Tried(3, 3), torch.randn(4, 2, 3)
+    before = both(cell, x)
+    assert_close(*before)
+    CLASS_CHANGES[what](Tried)
+    after = both(cell, x)
+    assert_close(*after)
+    assert not torch.equal(before[0], after[0])
+
+
+def test_a_buffer_that_went_to_another_device_is_told() -> None:
+    class Masked(rit.Elman):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(super().forward(x, s).h * self.mask)
+
+    cell, x = Masked(3, 4), torch.randn(4, 2, 3)
+    cell.register_buffer("mask", torch.ones(4))
+    assert rit.Unfold(cell)(x)[0].shape == (4, 2, 4)
+    cell.mask = cell.mask.to("meta")
+    with pytest.raises(RuntimeError, match="device"):
+        rit.Unfold(cell)(x)
 
 
 @pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
@@ -807,6 +948,8 @@ def test_the_plan_is_looked_up_once_a_call(monkeypatch: pytest.MonkeyPatch) -> N
 class Restless(rit.Cell):
     """Does something to itself at every call."""
 
+    made = 0
+
     def __init__(self, deed: Callable[[Any, Tensor], Any]) -> None:
         super().__init__(3, 3)
         self.W, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
@@ -827,11 +970,13 @@ class Restless(rit.Cell):
 def held(cell: Restless) -> list[Any]:
     """All that a deed may change, as text."""
     tensors = [cell.tensor, *cell.memory, *cell.buffers()]
-    return [cell.calls, cell.big, str(cell.seen), cell.counts, cell.training, vars(cell).get("wide"), str(tensors)]
+    plain = [cell.calls, cell.big, Restless.made, cell.training]
+    return [*plain, str(cell.seen), cell.counts, vars(cell).get("wide"), str(tensors)]
 
 
 DEEDS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "a count": (lambda c, h: setattr(c, "calls", c.calls + 1), r"changes its own setting \(calls\)"),
+    "a count in its class": (lambda c, h: setattr(Restless, "made", c.made + 1), r"changes its own setting \(made\)"),
     "a count in a dict": (lambda c, h: c.counts.update(calls=c.counts["calls"] + 1), r"its own setting \(counts\)"),
     "a log": (lambda c, h: c.seen.append(len(h)), r"changes its own setting \(seen\)"),
     "its mode": (lambda c, h: c.train(not c.training), r"changes its own setting \(training\)"),
@@ -877,6 +1022,14 @@ def test_a_cell_that_stops_changing_itself_is_compiled() -> None:
     assert_close(*(rit.Unfold(cell)(x)[0] for _ in range(2)))
     assert_close(*both(cell.eval(), x))
     assert cell.calls == 8
+
+
+def test_a_cell_made_in_inference_mode_is_compiled() -> None:
+    x = torch.randn(5, 2, 3)
+    with torch.inference_mode():
+        assert_close(*both(rit.GRU(3, 4), x))
+        cell = rit.GRU(3, 4)
+    assert_close(*both(cell, x))
 
 
 def test_a_first_call_in_inference_mode_is_like_any_other() -> None:
@@ -1027,6 +1180,22 @@ def mapped() -> Any:
     return torch.func.vmap(rit.Unfold(rit.LSTM(3, 4), executor="cpu"))(torch.randn(5, 4, 2, 3))
 
 
+small_unfold = rit.Unfold(rit.LSTM(3, 4), executor="cpu")
+
+
+def forward_mode() -> Any:
+    with forward_ad.dual_level():
+        return small_unfold(forward_ad.make_dual(torch.randn(4, 2, 3), torch.ones(4, 2, 3)))
+
+
+class Nothing(rit.Cell):
+    State = namedtuple("State", "h none")
+    state_sizes = (3, 0)
+
+    def forward(self, x: Tensor, s: Any) -> Any:
+        return self.State(x + s.h, s.none)
+
+
 FLOAT8 = rit.LSTM(3, 4).to(torch.float8_e5m2)
 REASONS: dict[str, tuple[Callable[[], Any], str]] = {
     "cell": (
@@ -1037,15 +1206,38 @@ REASONS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: rit.Unfold(FLOAT8, executor="cpu")(torch.zeros(2, 1, 3, dtype=torch.float8_e5m2)),
         "x has dtype torch.float8_e5m2; this executor knows float32, float64, bfloat16, float16",
     ),
+    "size": (lambda: unfold(Nothing(3, 3)), "Nothing cannot be compiled: field 1 of its state has no elements"),
+    "forward": (forward_mode, "it is under forward-mode differentiation"),
+    "fx": (lambda: make_fx(lambda x: small_unfold(x)[0])(torch.randn(4, 2, 3)), "torch.fx records what is called"),
     "func": (mapped, "it is under a torch.func transformation"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which torch calls for forward mode
 @pytest.mark.parametrize("what", REASONS)
 def test_a_reason_is_given(what: str) -> None:
     call, message = REASONS[what]
     with pytest.raises(ArgumentError, match=f"^Executor 'cpu' cannot run this: {message}"):
         call()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_forward_mode_goes_by_the_reference(frozen: bool) -> None:
+    cell, x, tangent = rit.Elman(3, 4).requires_grad_(not frozen), torch.randn(5, 2, 3), torch.randn(5, 2, 3)
+    found = []
+    for executor in ("auto", "reference"):
+        with forward_ad.dual_level():
+            outputs, _ = rit.Unfold(cell, executor=executor)(forward_ad.make_dual(x, tangent))
+            found.append(forward_ad.unpack_dual(outputs).tangent)
+    assert torch.equal(*found)
+
+
+def test_a_graph_of_torch_fx_computes_what_it_recorded() -> None:
+    unfold, x = rit.Unfold(rit.LSTM(3, 4).requires_grad_(False)), torch.randn(5, 2, 3)
+    graph = make_fx(lambda x: unfold(x)[0])(x)
+    for values in (x, 2 * x):
+        assert_close(graph(values), unfold(values)[0])
 
 
 # Code and levels from anywhere.

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from comparison import assert_close
 from torch import nn
 
@@ -46,6 +47,21 @@ def test_steps_equal_the_sequence(cell: str, dtype: torch.dtype, rows: int) -> N
     assert_close([found, *state], [outputs, *last])
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64], ids=str)
+def test_tensors_of_another_dtype_are_read_as_they_are(dtype: torch.dtype) -> None:
+    class Masked(rit.Elman):
+        def __init__(self) -> None:
+            super().__init__(5, 7)
+            self.register_buffer("mask", torch.ones(7, dtype=dtype))
+
+        def forward(self, x: torch.Tensor, s: Any) -> Any:
+            return self.State(torch.tanh(self.W(x) + F.linear(s.h, self.U.weight)) * self.mask)
+
+    unfold, x = rit.Unfold(Masked()), torch.randn(9, 1, 5)
+    with torch.no_grad():
+        assert_close(walk(unfold.stepper(), x)[0], unfold(x)[0])
+
+
 def test_one_row_needs_no_axis_and_any_state_may_be_given() -> None:
     unfold = rit.Unfold(rit.LSTM(5, 7)).double()
     x = torch.randn(6, 1, 5, dtype=torch.float64)
@@ -68,6 +84,25 @@ def test_an_older_state_goes_on_from_where_it_was_kept() -> None:
     one = step(x[1], state)[0].clone()
     step(x[2], None)
     assert torch.equal(step(x[1], kept)[0], one)
+
+
+def test_a_stepper_made_in_inference_mode_goes_on_outside() -> None:
+    unfold, x = rit.Unfold(rit.LSTM(5, 7)), torch.randn(4, 1, 5)
+    with torch.inference_mode():
+        step, made_there = unfold.stepper(), rit.Unfold(rit.GRU(5, 7)).stepper()
+    with torch.no_grad():
+        assert_close(walk(step, x)[0], unfold(x)[0])
+    walk(made_there, x)
+
+
+def test_its_own_fields_may_be_given_back_in_another_order() -> None:
+    unfold, x = rit.Unfold(rit.LSTM(5, 7)).double(), torch.randn(2, 1, 5, dtype=torch.float64)
+    step = unfold.stepper()
+    _, state = step(x[0])
+    h, c = state.h.clone(), state.c.clone()
+    with torch.no_grad():
+        expected = unfold(x[1:], (c, h))[0][0]
+    assert_close(step(x[1], unfold.cell.State(state.c, state.h))[0], expected)
 
 
 def test_what_does_not_fit_is_named() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from comparison import assert_close, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,9 +136,11 @@ def test_a_chain_written_as_a_tree_gives_the_chain_s_values_to_the_bit(variant: 
 def test_second_gradients() -> None:
     cell, trees = rit.LSTM(2, 3).to(F64), [[2, 2, -1], [-1], [1, 4, 4, 4, -1]]
     x = torch.randn(9, 2, dtype=F64, requires_grad=True)
-    found = {}
+    leaves, found = [x, *cell.parameters()], {}
     for executor in ("cpu", "reference"):
         outputs, _ = rit.Unfold(cell, executor=executor).over(trees, x)
+        once = torch.autograd.grad(outputs.square().sum(), leaves, retain_graph=True)
+        assert_close(torch.autograd.grad(outputs.square().sum(), leaves, create_graph=True), once)
         (first,) = torch.autograd.grad(outputs.square().sum(), x, create_graph=True)
         found[executor] = torch.autograd.grad(first.square().sum(), [x, *cell.parameters()])
     assert_close(*found.values())
@@ -180,6 +184,34 @@ def test_what_is_dropped_is_drawn_for_each_node() -> None:
     assert len(one.unique(dim=0)) > 5
 
 
+DRAWS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], set[float]]] = {
+    "of their own": (lambda x, h: F.dropout(h, 0.5), {0.0, 2.0, 4.0}),
+    "like theirs": (lambda x, h: h * torch.bernoulli(torch.full_like(h, 0.5)), {0.0, 1.0, 2.0}),
+    "of the row": (lambda x, h: h * torch.bernoulli(torch.full_like(x, 0.5)), {0.0, 2.0}),
+    "of the total": (lambda x, h: F.dropout(rit.total(h), 0.5), {0.0, 4.0}),
+    "of a shape": (lambda x, h: h * (torch.rand(h.shape) < 0.5), {0.0, 1.0, 2.0}),
+}
+
+
+@pytest.mark.parametrize("what", DRAWS)
+def test_predecessors_share_the_random_numbers_that_the_cell_draws_once(what: str) -> None:
+    draw, sums = DRAWS[what]
+
+    class Drawing(rit.Cell):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(rit.total(draw(x, s.h)) + x)
+
+    x = torch.tensor([[1.0], [1.0], [0.0]]).repeat(1, 200)
+    for executor in ("auto", "reference"):
+        outputs, _ = rit.Unfold(Drawing(200, 200), executor=executor).over([[2, 2, -1]], x)
+        assert set(outputs[2].tolist()) == sums
+    if what == "of a shape":
+        with pytest.raises(
+            ArgumentError, match="whether each of 2 predecessors draws random numbers of its own is not"
+        ):
+            rit.Unfold(Drawing(200, 200), executor="cpu").over([[2, 2, -1]], x)
+
+
 def test_more_predecessors_than_the_machine_takes_go_by_the_reference() -> None:
     cell, star = rit.LSTM(2, 3), [[17] * 17 + [-1]]
     x = torch.randn(18, 2)
@@ -189,6 +221,30 @@ def test_more_predecessors_than_the_machine_takes_go_by_the_reference() -> None:
     said = io.StringIO()
     rit.explain(rit.cells.TreeLSTM(2, 3, slots=17), said)
     assert "executor: reference, for a row has 17 predecessors; the compiled machine takes 16" in said.getvalue()
+
+
+@pytest.mark.parametrize(("fields", "most"), [(3, 16), (4, 13), (16, 2)])
+def test_of_states_with_many_fields_the_machine_takes_fewer_predecessors(fields: int, most: int) -> None:
+    class Wide(rit.Cell):
+        State = rit.cells.cell.state_type(*(f"field{k}" for k in range(fields)))
+
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(*(torch.tanh(x + rit.total(field)) for field in s))
+
+    class Apart(Wide):
+        slots = most + 1
+
+        def forward(self, x: Tensor, *children: Any) -> Any:
+            return super().forward(x, self.State(*map(sum, zip(*children, strict=True))))
+
+    cell, reason = Wide(3, 3).double(), f"a row has {most + 1} predecessors; the compiled machine takes {most}"
+    for count in (most, most + 1):
+        star, x = [[count] * count + [-1]], torch.randn(count + 1, 3, dtype=F64)
+        assert_close(answer(cell, star, x, "auto"), answer(cell, star, x, "reference"))
+    for each in (cell, Apart(3, 3).double()):
+        with pytest.raises(ArgumentError, match=reason):
+            answer(each, star, x, "cpu")
+    answer(cell, [[most] * most + [-1]], x[:-1], "cpu")
 
 
 def test_a_cell_for_chains_is_told_by_the_reference() -> None:

@@ -608,11 +608,29 @@ template <class T> static T* checkpoint(const Call& call, int field, int64_t seg
   return static_cast<T*>(call.checkpoints[field]) + segment * call.levels->entries * call.code->sizes[field];
 }
 
+// Runs a new engine. The first of all lends its weights to the others, and lives as long as its owner, whatever is thrown.
+template <class P> struct Lender {
+  Engine<P>* first = nullptr;
+
+  Lender() = default;
+  Lender(const Lender&) = delete;
+  ~Lender() { delete first; }
+
+  void run(const Call& call, bool backward) {
+    if (first) {
+      Engine<P>(call, backward, first).run();
+    } else {
+      first = new Engine<P>(call, backward, nullptr);
+      first->run();
+    }
+  }
+};
+
 template <class P> static void forward_checkpointed(const Call& call, const Levels* const* segments, int count) {
   using T = typename P::T;
   const void* entry[most_fields];
   void* last[most_fields];
-  Engine<P>* donor = nullptr;
+  Lender<P> engines;
   Workspace space;
   void* outs[most_fields] = {};  // tables want all states of a segment; chains pass them on
   int64_t row = 0, most = 0;
@@ -628,13 +646,9 @@ template <class P> static void forward_checkpointed(const Call& call, const Leve
     piece.call.entry = entry;
     piece.call.last = last;
     piece.call.first_row = row;
-    Engine<P>* engine = new Engine<P>(piece.call, false, donor);
-    engine->run();
-    if (donor) delete engine;
-    else donor = engine;
+    engines.run(piece.call, false);
     row += segments[segment]->rows;
   }
-  delete donor;
 }
 
 template <class P> static void backward_checkpointed(const Call& call, const Levels* const* segments, int count) {
@@ -659,7 +673,7 @@ template <class P> static void backward_checkpointed(const Call& call, const Lev
     flow[1][field] = take(entries * size);
   }
   void* const frame = take(most * frame_stride(code));
-  Engine<P>*forth = nullptr, *back = nullptr;
+  Lender<P> forth, back;
   for (int segment = count - 1; segment >= 0; --segment) {
     row -= segments[segment]->rows;
     Piece<T> piece(call, segments[segment], row, outs);
@@ -675,19 +689,11 @@ template <class P> static void backward_checkpointed(const Call& call, const Lev
     piece.call.d_entry = segment ? flow[segment % 2] : call.d_entry;
     piece.call.d_blank = blanks;
     piece.call.accumulate = segment + 1 < count;
-    Engine<P>* engine = new Engine<P>(piece.call, false, forth);
-    engine->run();
-    if (forth) delete engine;
-    else forth = engine;
-    engine = new Engine<P>(piece.call, true, back);
-    engine->run();
-    if (back) delete engine;
-    else back = engine;
+    forth.run(piece.call, false);
+    back.run(piece.call, true);
     for (int field = 0; field < code.fields && segments[segment]->source; ++field)
       for (int64_t i = 0; i < code.sizes[field]; ++i) static_cast<T*>(call.d_blank[field])[i] += static_cast<T*>(blanks[field])[i];
   }
-  delete forth;
-  delete back;
 }
 
 // What a stepper keeps: everything but x and the states is bound once.

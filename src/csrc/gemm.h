@@ -109,15 +109,6 @@ static inline void pack_panel(const T* w, ptrdiff_t row_stride, ptrdiff_t column
         for (int j = 0; j < W; ++j) out[static_cast<size_t>(depth) * W + j] = j < columns ? w[j * row_stride + depth * column_stride] : T(0);
 }
 
-// Panels [first_panel, last_panel) of the k by n matrix whose element (depth, j) is w[j * row_stride + depth * column_stride].
-template <class T>
-static inline void pack(const T* w, ptrdiff_t row_stride, ptrdiff_t column_stride, int n, int k, T* out, int first_panel, int last_panel) {
-    constexpr int W = panel_width<T>();
-    for (int panel = first_panel; panel < last_panel; ++panel)
-        pack_panel(w + static_cast<ptrdiff_t>(panel) * W * row_stride, row_stride, column_stride, smaller(W, n - panel * W), k,
-                   out + static_cast<size_t>(panel) * W * k);
-}
-
 // Columns of a left side: row r begins at data + r * stride.
 template <class T> struct Segment {
     const T* data;

@@ -1,5 +1,6 @@
 #include "memory.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <cstdlib>
@@ -28,6 +29,11 @@ Store& store() {
   static Store* one = new Store;  // never destroyed: threads may outlive the end of main
   return *one;
 }
+
+// A fork waits until no other thread is within the store: the child would wait for it for ever.
+const bool registered = [] {
+  return pthread_atfork([] { store().mutex.lock(); }, [] { store().mutex.unlock(); }, [] { store().mutex.unlock(); }) == 0;
+}();
 
 size_t& size_of(char* block) { return *reinterpret_cast<size_t*>(block); }
 

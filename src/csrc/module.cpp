@@ -197,6 +197,8 @@ NB_MODULE(_core, m) {
       "instruction_set", [] { return std::string(rit::choose_backend().name); },
       "The one in use: the best, or the one that the environment variable RITORNELLO_ISA names.");
   m.attr("MOST_FIELDS") = rit::most_fields;
+  m.attr("MOST_SLOTS") = rit::most_slots;
+  m.attr("MOST_SPACES") = rit::most_spaces;
   m.attr("MOST_TERMS") = rit::most_lefts;
   m.def("op_names", &rit::op_names, "The machine's instructions, in the order of their numbers.");
   nb::class_<Memory>(m, "Memory", "Working memory, used again when it is dropped.")

@@ -79,7 +79,8 @@ class Pool {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       while (static_cast<int>(workers_) < job.threads - 1) {
-        std::thread(&Pool::work, this, ++workers_).detach();
+        std::thread(&Pool::work, this, workers_ + 1).detach();
+        ++workers_;  // only now: where no thread can be started, none is waited for
       }
       job_ = job;
       left_ = job.threads - 1;

@@ -127,21 +127,13 @@ RIT_INLINE Floats clamp(Floats x, float low, float high) { return lesser_or_seco
 RIT_INLINE Doubles clamp(Doubles x, double low, double high) { return lesser_or_second(broadcast(high), greater_or_second(broadcast(low), x)); }
 
 // Halves are folded onto each other, so that the order is the same for every call.
-template <class T, class Fold> RIT_INLINE T fold_lanes(Vector<T> value, Fold fold) {
+template <class T> RIT_INLINE T sum_lanes(Vector<T> value) {
     RIT_UNROLL
     for (int half = Simd<T>::lanes / 2; half > 0; half /= 2) {
         RIT_UNROLL
-        for (int lane = 0; lane < half; ++lane) value[lane] = fold(value[lane], value[lane + half]);
+        for (int lane = 0; lane < half; ++lane) value[lane] += value[lane + half];
     }
     return value[0];
-}
-
-template <class T> RIT_INLINE T sum_lanes(Vector<T> value) {
-    return fold_lanes<T>(value, [](T a, T b) { return a + b; });
-}
-
-template <class T> RIT_INLINE T max_lanes(Vector<T> value) {
-    return fold_lanes<T>(value, [](T a, T b) { return a > b || a != a ? a : b; });
 }
 
 }  // namespace RIT_ISA

@@ -12,6 +12,10 @@ def instruction_set() -> str:
 
 MOST_FIELDS: int = 16
 
+MOST_SLOTS: int = 16
+
+MOST_SPACES: int = 128
+
 MOST_TERMS: int = 64
 
 def op_names() -> list[str]:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 _OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _COLLECTIONS = (list, set, deque)
+_LIBRARIES = ("torch.", "ritornello.")
+SETTLED: set[type] = {object}  # their classes, which say what they always said, as they are met
 
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[dict[str, Any]]:
-    """Afterwards the module is as it was, whatever is called within.
+    """Afterwards the module and its classes are as they were, whatever is called within.
 
     Attributes are put back, and what stands in the lists, sets and dicts among them. Tensors that are no parameters
     are copies meanwhile, so that nobody sees what is written into them.
@@ -61,8 +63,37 @@ def _copied(value: Any, copies: dict[int, Tensor]) -> Any:
     return copies[id(value)]
 
 
+def own_classes(kind: type) -> list[type]:
+    """A class and its bases, without those of torch and of this library."""
+    if kind in SETTLED:
+        return []
+    own = [each for each in kind.__mro__ if each not in SETTLED]
+    for each in own:
+        if each.__module__.startswith(_LIBRARIES):
+            SETTLED.add(each)
+    return [each for each in own if each not in SETTLED]
+
+
+class _ClassAttributes:
+    """What a class says, as a dict that can be written to."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+
+    def items(self) -> list[tuple[str, Any]]:
+        return [(name, value) for name, value in vars(self._kind).items() if not name.startswith("__")]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self._kind, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        delattr(self._kind, name)
+
+
 def _places(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """What holds the module's state: its attributes, and with their names the collections among them."""
+    for kind in own_classes(type(module)):
+        yield "", _ClassAttributes(kind)
     yield "", vars(module)
     for name, value in vars(module).items():
         if isinstance(value, (dict, *_COLLECTIONS)) or name == "_buffers":

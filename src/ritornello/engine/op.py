@@ -6,7 +6,7 @@ when it runs: the graph does not grow with the number of steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -48,6 +48,7 @@ class Captured(NamedTuple):
         random: whether it draws at random.
         paths: of the parameters that the op reads; None where they must be computed from others first,
         nodes, values: by these.
+        settings: numbers and texts by their paths, that the graph is captured anew when one of them changes.
     """
 
     program: str
@@ -56,6 +57,7 @@ class Captured(NamedTuple):
     paths: tuple[str, ...] | None
     nodes: tuple[Node, ...]
     values: tuple[Value, ...]
+    settings: tuple[tuple[str, Any], ...] = ()
 
 
 def capture(number: int, training: bool) -> Captured:
@@ -67,7 +69,15 @@ def capture(number: int, training: bool) -> Captured:
     like = next(cell.parameters(), torch.zeros(()))
     executor = EXECUTORS["cpu"]
     assert isinstance(executor, CpuExecutor)
-    return capture_plan(lambda: executor.plan_or_reason(cell, cell.input_size, tuple(cell.state_sizes), like))
+    captured = capture_plan(lambda: executor.plan_or_reason(cell, cell.input_size, tuple(cell.state_sizes), like))
+    return captured._replace(settings=tuple(_settings(cell)))
+
+
+def _settings(cell: Any) -> Iterator[tuple[str, Any]]:
+    for prefix, module in cell.named_modules():
+        for name, value in vars(module).items():
+            if type(value) in (bool, int, float, str) and value == value:  # not NaN
+                yield (f"{prefix}.{name}" if prefix else name), value
 
 
 def capture_plan(make: Callable[[], Plan | str]) -> Captured:
@@ -108,8 +118,16 @@ def _wants(plan: Plan, gradients: bool) -> Wants:
 def _schedule(x: Tensor, lengths: Tensor | None, resets: Tensor | None, reverse: bool) -> Schedule:
     time, batch = x.shape[:2]
     if lengths is not None:
+        kind, shape = lengths.dtype, tuple(lengths.shape)
+        whole = not (kind.is_floating_point or kind.is_complex or kind == torch.bool) or not lengths.numel()
+        torch._check(whole, lambda: f"lengths must be integers, not {kind}")
+        torch._check(shape == (batch,), lambda: f"lengths has shape {shape}; expected ({batch},)")
         torch._check(bool(((lengths >= 0) & (lengths <= time)).all()), lambda: f"lengths must lie between 0 and {time}")
         lengths = lengths.long()
+    if resets is not None:
+        of, form = resets.dtype, tuple(resets.shape)
+        torch._check(of == torch.bool, lambda: f"resets must be booleans, not {of}")
+        torch._check(form == (time, batch), lambda: f"resets has shape {form}; expected {(time, batch)}")
     return chain(time, batch, lengths=lengths, resets=resets, reverse=reverse)
 
 

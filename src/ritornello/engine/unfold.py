@@ -79,7 +79,6 @@ class Unfold(nn.Module):
             cell = Adapted(cell, input_size, state_sizes)
         check_name(executor)
         self.cell: Cell = cell
-        self._number = remember(cell)
         self.reverse = reverse
         self.batch_first = batch_first
         self._adjoint = settle_adjoint(adjoint)
@@ -89,6 +88,11 @@ class Unfold(nn.Module):
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
         self._number = remember(self.cell)  # a copy has a cell of its own
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "cell":
+            self._number = remember(value)
 
     @property
     def adjoint(self) -> Adjoint:
@@ -201,7 +205,12 @@ class Unfold(nn.Module):
         if self.executor not in ("auto", "cpu") or unfit(x) is not None:
             return None
         captured = capture(self._number, self.training)
-        return captured if captured.program else None
+        if not captured.program:
+            return None
+        for path, value in captured.settings:
+            if lookup(self.cell, path) != value:  # never; but now torch.compile watches for it
+                return None
+        return captured
 
     def _as_node(
         self,
@@ -265,6 +274,9 @@ class Unfold(nn.Module):
             >>> bool((outputs[2] == root.h[0]).all())
             True
         """
+        if torch.compiler.is_dynamo_compiling():
+            eager = torch._dynamo.disable(self.over)  # a graph cannot hold addresses: it runs between two
+            return eager(trees, x, state, inputs=inputs, all_states=all_states)
         if self.reverse:
             raise ArgumentError(
                 "Unfold(reverse=True) walks chains backwards; trees are walked from leaves to roots only."

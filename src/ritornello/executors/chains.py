@@ -108,6 +108,7 @@ class ChainRun(Run):
     ) -> list[Tensor | None]:
         if not self.frame and not self.segments:  # a first backward has written into it
             self.forward(tensors)
+            self.out = []
         x, entry, blank, values = self.split(tensors)
         kept = [*out, *[None] * (len(self.sizes) - len(out))]
         d_out, d_last = self._given(gradients, x)

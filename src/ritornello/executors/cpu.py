@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ritornello.cells.adapt import name_of
 from ritornello.errors import CellError
@@ -19,7 +20,7 @@ from ritornello.executors.program_cell import BoundCell
 from ritornello.executors.request import Request, Result
 from ritornello.executors.run import TYPES, Run, Unfolding, machine_type
 from ritornello.executors.trees import Layout, TreeRun
-from ritornello.program import MOST_SLOTS, Untraceable, Wants
+from ritornello.program import MOST_SLOTS, Untraceable, Wants, lookup, most_predecessors
 from ritornello.structures import is_chain
 
 try:
@@ -27,6 +28,7 @@ try:
 except ImportError:  # installed without a compiler
     _core = None  # type: ignore[assignment]
 
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
 _log = logging.getLogger("ritornello")
 MISSING = (
     "the compiled extension is not installed; "
@@ -49,6 +51,10 @@ def unfit(x: Tensor) -> str | None:
     """Why the machine cannot take x as torch is set now; None where it can."""
     if torch._C._are_functorch_transforms_active():
         return "it is under a torch.func transformation"
+    if forward_ad._current_level >= 0:
+        return "it is under forward-mode differentiation"
+    if not torch.compiler.is_compiling() and torch._C._get_dispatch_mode(_PROXY) is not None:
+        return "torch.fx records what is called"
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return f"torch.autocast asks for {torch.get_autocast_dtype('cpu')}"
     return unreadable(x)
@@ -74,8 +80,8 @@ class CpuExecutor:
 
     def _supports_trees(self, request: Request, plan: Plan) -> str | None:
         most = max(level.source.shape[1] for level in request.schedule.levels if not isinstance(level.source, int))
-        if most > MOST_SLOTS:
-            return _too_many(most)
+        if most > most_predecessors(len(request.entry)):
+            return _too_many(most, len(request.entry))
         if request.checkpointed:
             return "checkpoints are kept along chains only"
         zero = request.fresh and not any(field.requires_grad or bool(field.any()) for field in request.blank)
@@ -95,7 +101,8 @@ class CpuExecutor:
         rows = fields if request.every_field else 1
         states = [x, *request.entry, *request.blank]
         gradients = torch.is_grad_enabled() and (
-            any(tensor.requires_grad for tensor in states) or any(p.requires_grad for p in request.cell.parameters())
+            any(tensor.requires_grad for tensor in states)
+            or any(lookup(request.cell, path).requires_grad for path in plan.reads)
         )
         douts = tuple(gradients and field < rows for field in range(fields))
         inputs = [True] if layout is None else [kind.input for kind in layout.kinds]
@@ -131,10 +138,11 @@ class CpuExecutor:
         """
         if isinstance(cell, BoundCell):
             return cell.plan
-        if (slots := getattr(cell, "slots", None) or 1) > MOST_SLOTS:
-            return _too_many(slots)
+        if (slots := getattr(cell, "slots", None) or 1) > 1 and slots > most_predecessors(len(sizes)):
+            return _too_many(slots, len(sizes))
         known = self._plans.setdefault(cell, _Plans())
-        features = (x_size, like.dtype, sizes)
+        watched = not torch.compiler.is_compiling() or torch.is_grad_enabled()  # by autograd, when it is traced
+        features = (x_size, like.dtype, sizes, watched)
         if known.changing:
             refused = known.found.get((fingerprint(cell, known.changing), *features))
             if refused is not None:
@@ -166,5 +174,7 @@ class _Plans:
         self.changing: frozenset[str] = frozenset()
 
 
-def _too_many(predecessors: int) -> str:
-    return f"a row has {predecessors} predecessors; the compiled machine takes {MOST_SLOTS}"
+def _too_many(predecessors: int, fields: int) -> str:
+    most = most_predecessors(fields)
+    reason = f"a row has {predecessors} predecessors; the compiled machine takes {most}"
+    return reason if most == MOST_SLOTS else f"{reason} where states have {fields} fields"

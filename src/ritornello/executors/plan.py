@@ -51,6 +51,7 @@ class Plan:
         program: simplified, for one predecessor, or for as many as the cell tells apart.
         traced: as it was before, with `total` where predecessors are summed; None where that is not known.
         sizes: of the state's fields.
+        reads: the parameters', buffers' and other tensors' paths in the cell.
         random: whether it draws at random.
     """
 
@@ -58,6 +59,7 @@ class Plan:
         self.program, self.traced = program, traced
         self.sizes = program.fields
         self._kinds: dict[Kind, Plan | CellError] = {}
+        self.reads = tuple(node.attributes[0] for node in program.nodes if node.op == "parameter")
         self.random = any(node.op == "uniform" for node in program.nodes)
         self._compiled: dict[Wants, Compiled] = {}
 
@@ -152,6 +154,8 @@ def make_plan(cell: nn.Module, x_size: int, sizes: Sequence[int], like: Tensor) 
     """
     if len(sizes) > MOST_FIELDS:
         raise Untraceable(f"its state has {len(sizes)} fields; the compiled machine takes {MOST_FIELDS}")
+    if 0 in sizes:
+        raise Untraceable(f"field {list(sizes).index(0)} of its state has no elements")
     traced = trace(cell, x_size, sizes, like)
     program = traced if traced.slots > 1 else unroll(traced, 1)
     return Plan(simplify(program), traced)

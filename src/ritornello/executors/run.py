@@ -146,9 +146,14 @@ class Run:
         ]
 
     def again(
-        self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], needs: Sequence[bool]
+        self,
+        tensors: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        needs: Sequence[bool],
+        with_graph: bool = True,
     ) -> list[Tensor | None]:
-        """Gradients that can be differentiated: the programs once more, in torch."""
+        """Gradients that can be differentiated, or batched: the programs once more, in torch."""
+        tensors = [tensor.view_as(tensor) for tensor in tensors]  # apart, though they may hang on one another outside
         fields = len(self.sizes)
         entry, blank = self.kind(*tensors[1 : 1 + fields]), self.kind(*tensors[1 + fields : 1 + 2 * fields])
         values = iter(tensors[1 + 2 * fields :])
@@ -163,7 +168,7 @@ class Run:
         if not pairs:
             return [None] * len(tensors)
         ys, gs = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(ys, wanted, gs, create_graph=True, allow_unused=True))
+        found = iter(torch.autograd.grad(ys, wanted, gs, create_graph=with_graph, allow_unused=True))
         return [next(found) if need else None for need in needs]
 
     def _cell(self, compiled: Compiled, values: Iterator[Tensor]) -> ProgramCell:
@@ -193,4 +198,8 @@ class Unfolding(torch.autograd.Function):
         tensors, out = saved[: len(needs)], saved[len(needs) :]
         if torch.is_grad_enabled():
             return (None, *ctx.run.again(tensors, gradients, needs))
+        if any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in gradients):  # no addresses
+            with torch.enable_grad():
+                apart = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
+                return (None, *ctx.run.again(apart, gradients, needs, with_graph=False))
         return (None, *ctx.run.backward(tensors, out, gradients, needs))

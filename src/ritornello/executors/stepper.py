@@ -36,11 +36,12 @@ class Stepper:
 
         fields = len(plan.sizes)
         compiled = plan.compiled(Wants(False, False, (False,) * fields))
-        values = [value.detach() for value in compiled.parameter_values(cell, like.dtype)]
+        values = [value.detach().to(like.dtype) for value in compiled.parameter_values(cell, like.dtype)]
         self._settle = settle
         initial = settle(None)
         self._initial = type(initial)(*(field.detach() for field in initial))
-        self._states = [type(initial)(*(field.clone() for field in self._initial)) for _ in range(2)]
+        with torch.inference_mode(False):  # they are written into later, wherever that is
+            self._states = [type(initial)(*(field.clone() for field in self._initial)) for _ in range(2)]
         shape, self._dtype = torch.Size((rows, compiled.code.input_size)), like.dtype
         self._shapes = (shape, shape[1:]) if rows == 1 else (shape,)
         self._core = _core.Stepper(
@@ -89,6 +90,9 @@ class Stepper:
 
     def _load(self, state: Any, into: Any) -> None:
         given = self._initial if state is None else self._settle(state)
-        for field, value in zip(into, given, strict=True):
-            if value is not field:
-                field.copy_(value.detach())
+        moved = [(field, value.detach()) for field, value in zip(into, given, strict=True) if value is not field]
+        own = {
+            field.untyped_storage().data_ptr() for field in into
+        }  # such a value would be written over while it waits
+        for field, value in [(f, v.clone() if v.untyped_storage().data_ptr() in own else v) for f, v in moved]:
+            field.copy_(value)

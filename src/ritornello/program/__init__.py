@@ -1,6 +1,6 @@
 """Cells as programs: recorded, simplified, differentiated, and lowered to the code of the compiled machine."""
 
-from ritornello.program.code import MOST_FIELDS, MOST_SLOTS, Code, encode
+from ritornello.program.code import MOST_FIELDS, MOST_SLOTS, Code, encode, most_predecessors
 from ritornello.program.derive import Joint, derive
 from ritornello.program.interpret import interpret, parameters
 from ritornello.program.lower import Wants, lower
@@ -29,6 +29,7 @@ __all__ = [
     "interpret",
     "lookup",
     "lower",
+    "most_predecessors",
     "parameters",
     "philox",
     "prune",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ritornello.program.ops import Term
-from ritornello.program.program import CONSTANT, INPUT, PARAMETER, Value
+from ritornello.program.program import CONSTANT, INPUT, PARAMETER, ROW, UNKNOWN, Value
 
 if TYPE_CHECKING:
     from ritornello.program.trace import Recorder
@@ -863,32 +863,36 @@ def _scalar(c: Call, number: float, **_: Any) -> Value:
     return c.b.constant(float(number))
 
 
-def _uniform(c: Call, x: Tensor) -> Value:
-    """Numbers in [0, 1), drawn anew at every row; the stream tells apart the draws of one step."""
+def _uniform(c: Call, x: Tensor, like: Any) -> Value:
+    """Numbers in [0, 1), drawn anew at every row; the stream tells apart the draws of one step.
+
+    There are as many as `like` has elements; UNKNOWN how many over several predecessors, where it is no tensor.
+    """
     if x.dim() == 0 or x.shape[0] != c.r.rows:
         raise c.r.untraceable("drawing at random for all rows at once")
     c.r.streams += 1
-    return c.b.leaf("uniform", (c.r.streams - 1,), (math.prod(x.shape[1:]),), INPUT)
+    drawn_for = c.r.drawn_for.get(id(like), ROW) if isinstance(like, Tensor) else UNKNOWN
+    return c.b.leaf("uniform", (c.r.streams - 1, drawn_for), (math.prod(x.shape[1:]),), INPUT)
 
 
 @_entry("rand", "rand_like")
-def _rand(c: Call, *_: Any, **__: Any) -> Value:
-    return _uniform(c, c.out)
+def _rand(c: Call, like: Any, *_: Any, **__: Any) -> Value:
+    return _uniform(c, c.out, like)
 
 
 @_entry("bernoulli")
 def _bernoulli(c: Call, x: Tensor, generator: Any = None) -> Value:
-    return c.b.lt(_uniform(c, x), c(x))
+    return c.b.lt(_uniform(c, x, x), c(x))
 
 
 @_entry("bernoulli.p", "bernoulli_.float")
 def _bernoulli_of(c: Call, x: Tensor, p: float = 0.5, generator: Any = None) -> Value:
-    return c.b.lt(_uniform(c, x), c.b.constant(p))
+    return c.b.lt(_uniform(c, x, x), c.b.constant(p))
 
 
 @_entry("native_dropout")
 def _dropout(c: Call, x: Tensor, p: float, train: bool | None) -> list[Value]:
     if not train or p == 0:
         return [c(x), c.b.constant(1)]
-    kept = c.b.lt(_uniform(c, x), c.b.constant(1 - p))
+    kept = c.b.lt(_uniform(c, x, x), c.b.constant(1 - p))
     return [c.b.mul(c.b.mul(c(x), kept), c.b.constant(1 / (1 - p) if p < 1 else 0)), kept]

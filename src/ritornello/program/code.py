@@ -25,11 +25,16 @@ from ritornello.program.program import Program, Value
 BEFORE, LOOP, BACK, AFTER = range(4)
 ROUTINES = ("before", "loop", "back", "after")
 CONST, TEMP, SCRATCH, FRAME, X, DX = range(6)
-MOST_FIELDS, MOST_SLOTS, MOST_TERMS = 16, 16, 64  # as in src/csrc/code.h; terms of one product
+MOST_FIELDS, MOST_SLOTS, MOST_TERMS, MOST_SPACES = 16, 16, 64, 128  # as in src/csrc/code.h; terms of one product
+
+
+def most_predecessors(fields: int) -> int:
+    """How many a row may have whose states have so many fields: each field of each has two spaces."""
+    return min(MOST_SLOTS, ((MOST_SPACES - DX - 1) // fields - 3) // 2)
 
 
 class Place(NamedTuple):
-    """Where a row's value lies: `size` elements from `offset` in a space; `scalar` ones stand for any number."""
+    """Where a row's value lies: `size` elements from `offset` in a space."""
 
     space: int
     offset: int
@@ -64,7 +69,7 @@ class Pack(NamedTuple):
 
 
 class Reduction(NamedTuple):
-    """A window of a parameter's gradient: Σ over rows of leftᵀ right; a vector's: of left, or of left times right."""
+    """A window of a parameter's gradient: Σ over rows of leftᵀ right; a vector's: of left."""
 
     parameter: int
     row: int

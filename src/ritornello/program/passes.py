@@ -14,6 +14,8 @@ from ritornello.program.ops import Term
 from ritornello.program.program import (
     INPUT,
     PARAMETER,
+    PREDECESSOR,
+    UNKNOWN,
     Builder,
     Node,
     Program,
@@ -43,10 +45,11 @@ def unroll(program: Program, slots: int) -> Program:
         slots: predecessors of a row.
 
     Raises:
-        CellError: a field of the state that keeps the predecessors apart.
+        CellError: a field of the state that keeps the predecessors apart; random numbers that may be theirs or not.
     """
     b = Builder()
     new: dict[Value, list[Value]] = {}
+    streams = 1 + max((node.attributes[0] for node in program.nodes if node.op == "uniform"), default=0)
     for value in live(program.nodes, program.results):
         node = program.nodes[value]
         args = [new[arg] for arg in node.args]
@@ -55,6 +58,15 @@ def unroll(program: Program, slots: int) -> Program:
             new[value] = [b.leaf("state", (field, slot), node.shape, node.rate) for slot in range(slots)]
         elif node.op == "total":
             new[value] = [_sum(b, args[0])]
+        elif node.op == "uniform":
+            stream, drawn_for = node.attributes
+            if drawn_for == UNKNOWN and slots > 1:
+                raise CellError(
+                    f"whether each of {slots} predecessors draws random numbers of its own is not known where their "
+                    "shape is told in numbers; draw them like a tensor, as torch.rand_like does"
+                )
+            own = slots if drawn_for == PREDECESSOR else 1
+            new[value] = [b.leaf("uniform", (stream + k * streams,), node.shape, node.rate) for k in range(own)]
         else:
             copies = max((len(arg) for arg in args), default=1)
             each = [tuple(arg[k if len(arg) > 1 else 0] for arg in args) for k in range(copies)]

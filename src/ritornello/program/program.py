@@ -11,6 +11,7 @@ from ritornello.program.ops import ELEMENTS, OPS, REDUCTION, Term, no_gradient
 Value = int
 
 CONSTANT, PARAMETER, INPUT, STATE, GRADIENT = range(5)
+ROW, UNKNOWN, PREDECESSOR = range(3)  # what random numbers are drawn for: a row, or each of its predecessors
 RATES = ("constant", "parameter", "input", "state", "gradient")
 
 

@@ -23,7 +23,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ritornello.cells.cell import meaning_of_total
 from ritornello.cells.untouched import holds_tensors, untouched
-from ritornello.program.program import CONSTANT, INPUT, PARAMETER, STATE, Builder, Program, Value, prune
+from ritornello.program.program import (
+    CONSTANT,
+    INPUT,
+    PARAMETER,
+    PREDECESSOR,
+    ROW,
+    STATE,
+    UNKNOWN,
+    Builder,
+    Program,
+    Value,
+    prune,
+)
 
 _OWN = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
@@ -88,6 +100,8 @@ def _recorded(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: 
         cell.State(*(leaf("state", (field, slot), size, STATE) for field, size in enumerate(sizes)))
         for slot in range(slots or 1)
     ]
+    if slots is None:
+        recorder.drawn_for.update((id(field), PREDECESSOR) for field in states[0])
     generator = torch.get_rng_state()
     try:
         with (
@@ -127,6 +141,7 @@ class Recorder(TorchDispatchMode):
         builder: holds the program as far as it is written.
         rows: how many rows the cell is called on.
         gradients: whether autograd watches too; in TorchScript it has ops of its own.
+        drawn_for: by a tensor's id what numbers like it are drawn for: ROW, UNKNOWN or PREDECESSOR.
     """
 
     @classmethod
@@ -139,6 +154,7 @@ class Recorder(TorchDispatchMode):
         self.builder = Builder()
         self.rows = rows
         self.streams = 0
+        self.drawn_for: dict[int, int] = {}
         self._values: dict[int, Value] = {}
         self._kept: list[Tensor] = []
         self._stale: set[int] = set()
@@ -146,7 +162,8 @@ class Recorder(TorchDispatchMode):
         self._storages: dict[int, list[Tensor]] = {}
         self._names = _tensors_of(cell)
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in cell.modules())
-        self.gradients = not scripted and (torch.is_grad_enabled() or not torch.compiler.is_compiling())
+        trained = not any(parameter.is_inference() for parameter in cell.parameters())
+        self.gradients = trained and not scripted and (torch.is_grad_enabled() or not torch.compiler.is_compiling())
 
     def bind(self, tensor: Tensor, value: Value) -> None:
         """From now on the tensor is that value."""
@@ -200,6 +217,7 @@ class Recorder(TorchDispatchMode):
         """What `total` means while a cell is recorded."""
         result = tensor.view_as(tensor)
         self.bind(result, self.builder.apply("total", self.value(tensor)))
+        self.drawn_for[id(result)] = ROW
         return result
 
     def result(self, tensor: Any, size: int) -> Value:
@@ -226,7 +244,20 @@ class Recorder(TorchDispatchMode):
             raise self.untraceable("torch.no_grad, or a torch.autograd.Function with a backward of its own")
         out = func(*args, **kwargs)
         translate(self, func, args, kwargs, before, out)
+        self._follow(func.name(), before, out)
         return out
+
+    def _follow(self, name: str, before: Sequence[Tensor], out: Any) -> None:
+        """What there is one of each new tensor for: where its shape was told in numbers, that is not known."""
+        wide = max((self.drawn_for.get(id(tensor), ROW) for tensor in before), default=UNKNOWN)
+        if name.startswith("aten::new_"):
+            wide = UNKNOWN
+        elif name.startswith("aten::expand"):
+            wide = max(wide, UNKNOWN)
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if wide != ROW and isinstance(tensor, Tensor) and tensor.dim() > 1 and len(tensor) == self.rows:
+                self._kept.append(tensor)
+                self.drawn_for[id(tensor)] = wide
 
 
 def _tensors_of(cell: nn.Module) -> dict[int, str]:
