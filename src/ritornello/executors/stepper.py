@@ -91,8 +91,6 @@ class Stepper:
     def _load(self, state: Any, into: Any) -> None:
         given = self._initial if state is None else self._settle(state)
         moved = [(field, value.detach()) for field, value in zip(into, given, strict=True) if value is not field]
-        own = {
-            field.untyped_storage().data_ptr() for field in into
-        }  # such a value would be written over while it waits
+        own = {field.untyped_storage().data_ptr() for field in into}  # what lies there is written over as it waits
         for field, value in [(f, v.clone() if v.untyped_storage().data_ptr() in own else v) for f, v in moved]:
             field.copy_(value)
