@@ -328,6 +328,14 @@ class TestClipping:
         assert_close((before - model.weight)[0], torch.tensor(moved))
 
 
+def test_word_vectors_with_sparse_gradients_are_a_group_of_their_own():
+    model = nn.Sequential(nn.Embedding(7, 3, sparse=True), nn.Linear(3, 2))
+    groups = make_optimiser(model, TrainingConfig(steps=1, optimiser="adagrad", weight_decay=0.3)).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [([names[id(parameter)] for parameter in group["params"]], group["weight_decay"]) for group in groups]
+    assert found == [(["1.weight"], 0.3), (["1.bias"], 0.0), (["0.weight"], 0.0)]
+
+
 @pytest.mark.parametrize(
     ("groups", "scales"),
     [("all", (0.1, 0.1, 0.1)), ("group", (84**-0.5, 84**-0.5, 0.25)), ("tensor", (20**-0.5, 0.125, 0.25))],

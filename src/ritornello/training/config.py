@@ -42,8 +42,8 @@ class TrainingConfig:
             bring no better score).
         warmup: updates over which the rate rises from 0.
         clip_norm: the largest norm of gradients (Pascanu et al. 2013); 0 does not clip.
-        clip_groups: what that norm is of: all gradients together, each group of the optimiser (matrices, vectors), or
-            each tensor; each is clipped by its own.
+        clip_groups: what that norm is of: all gradients together, each group of the optimiser (matrices, vectors, word
+            vectors with sparse gradients), or each tensor; each is clipped by its own.
         clip_value: the largest absolute value of a gradient's component; 0 does not clip.
         evaluations: how often the validation part is scored in the course of the budget.
         patience: stop after this many evaluations in a row without a better score; 0 never does.

@@ -22,10 +22,11 @@ def make_optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     if sparse and not checks.is_enabled():
         checks.disable()  # as it is: said aloud, so that torch does not warn of it at every run
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decays = [p for p in parameters if p.dim() >= 2 and id(p) not in sparse]
+    dense = [p for p in parameters if id(p) not in sparse]
     groups = [
-        {"params": decays, "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2 or id(p) in sparse], "weight_decay": 0.0},
+        {"params": [p for p in dense if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in dense if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) in sparse], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)
