@@ -358,6 +358,7 @@ def test_a_search_leaves_modes_as_they_were_and_takes_scores_with_gradients() ->
 def test_groups_and_brackets_of_many_trees_and_of_few_words() -> None:
     trees = branching([4, 1, 3, 2], "right")
     assert [group.shape for group in groups_of(trees)] == [(3, 4), (0, 1), (2, 3), (1, 2)]
+    assert groups_of(trees[:0]) == []
     pairs = branching([2, 2], "left")
     assert bracket_f1(pairs, pairs) == 1.0  # nothing to find, and nothing that is wrong
     assert region_f1(Forest.from_parents([[2, 2, -1]]), [np.ones((1, 2), bool)]) == 1.0

@@ -241,7 +241,7 @@ def _inner_leaves(trees: Forest, most: int) -> list[np.ndarray]:
     """For each tree (inner nodes, most): which leaves lie below each of its inner nodes."""
     members, inner = leaves_below(trees, most), trees.heights > 0
     ends = np.bincount(trees.tree_of[inner], minlength=len(trees)).cumsum()
-    return np.split(members[inner], ends[:-1])
+    return np.split(members[inner], ends)[:-1]
 
 
 def bracket_f1(found: Forest, right: Forest) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ritornello.errors import ArgumentError, nearest
-from ritornello.training.config import check_types, settle_paths
+from ritornello.training.config import check_dropout, check_least, check_types, settle_paths
 
 KINDS = ("rnn", "ngram")
 LEVELS = ("char", "byte", "word", "bpe")
@@ -105,14 +105,11 @@ class LanguageModelConfig:
         check_types(self)
         if self.model not in KINDS:
             raise ArgumentError(f"Unknown model {self.model!r}: {nearest(self.model, KINDS)}.")
-        for name in ("layers", "hidden", "window"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        check_least(self, 1, "layers", "hidden", "window")
         for name in ("embedding", "order"):
             if getattr(self, name) < 0:
                 raise ArgumentError(f"{name} must be 0 or greater, not {getattr(self, name)}.")
-        if not 0 <= self.dropout < 1:
-            raise ArgumentError(f"dropout must lie in 0 to 1 (exclusive), not {self.dropout}.")
+        check_dropout(self)
 
     def embedding_for(self, level: str) -> int:
         """The embedding's size, chosen where it is 0."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 
 from ritornello.errors import ArgumentError, nearest
-from ritornello.training.config import TrainingConfig, check_types, settle_paths
+from ritornello.training.config import TrainingConfig, check_dropout, check_least, check_types, settle_paths
 
 SEARCHES = ("greedy", "beam", "chart")
 
@@ -38,9 +38,8 @@ class TreebankConfig:
     def __post_init__(self) -> None:
         settle_paths(self, "train", "valid", "test")
         check_types(self)
-        for name, least in (("most", 2), ("least", 1)):
-            if getattr(self, name) < least:
-                raise ArgumentError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        check_least(self, 2, "most")
+        check_least(self, 1, "least")
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,8 @@ class ParserConfig:
         check_types(self)
         if self.search not in SEARCHES:
             raise ArgumentError(f"Unknown search {self.search!r}: {nearest(self.search, SEARCHES)}.")
-        for name in ("hidden", "embedding", "encoder", "width"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if not 0 <= self.dropout < 1:
-            raise ArgumentError(f"dropout must lie in 0 to 1 (exclusive), not {self.dropout}.")
+        check_least(self, 1, "hidden", "embedding", "encoder", "width")
+        check_dropout(self)
         if not 0 <= self.margin < inf:
             raise ArgumentError(f"margin must be 0 or greater and finite, not {self.margin}.")
 

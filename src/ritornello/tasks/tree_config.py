@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ritornello.errors import ArgumentError, nearest
-from ritornello.training.config import TrainingConfig, check_types, settle_paths
+from ritornello.training.config import TrainingConfig, check_dropout, check_least, check_types, settle_paths
 
 MODELS = ("tree", "sequence")
 SIDES = ("", "left", "right")
@@ -43,8 +43,7 @@ class TreesConfig:
         check_types(self)
         if self.binarise not in SIDES:
             raise ArgumentError(f"Unknown side {self.binarise!r} of --binarise: {nearest(self.binarise, SIDES[1:])}.")
-        if self.least < 1:
-            raise ArgumentError(f"least must be at least 1, not {self.least}.")
+        check_least(self, 1, "least")
         named = [label for group in self.classes for label in group.split()]
         twice = next((label for label in named if named.count(label) > 1), None)
         if twice is not None or (self.classes and len(self.classes) < 2) or not all(c.split() for c in self.classes):
@@ -78,11 +77,8 @@ class TreeModelConfig:
         check_types(self)
         if self.model not in MODELS:
             raise ArgumentError(f"Unknown model {self.model!r}: {nearest(self.model, MODELS)}.")
-        for name in ("hidden", "embedding"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if not 0 <= self.dropout < 1:
-            raise ArgumentError(f"dropout must lie in 0 to 1 (exclusive), not {self.dropout}.")
+        check_least(self, 1, "hidden", "embedding")
+        check_dropout(self)
         if not self.cell:
             object.__setattr__(self, "cell", "lstm" if self.model == "sequence" else "tree-lstm")
 

@@ -94,9 +94,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value not in legal:
                 raise ArgumentError(f"Unknown {name} {value!r}: {nearest(str(value), legal)}.")
-        for name in ("batch", "evaluations"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        check_least(self, 1, "batch", "evaluations")
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not 0 <= value < LIMIT:
@@ -145,6 +143,19 @@ def check_types(config: Any) -> None:
         fits = isinstance(value, (int, float) if kind is float else kind)
         if not fits or isinstance(value, bool) != (kind is bool):
             raise ArgumentError(f"{name} must be of type {kind.__name__}, not {value!r}.")
+
+
+def check_least(config: Any, least: int, *names: str) -> None:
+    """Raises ArgumentError unless these fields are at least so great."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise ArgumentError(f"{name} must be at least {least}, not {getattr(config, name)}.")
+
+
+def check_dropout(config: Any) -> None:
+    """Raises ArgumentError unless the config's dropout is a share that leaves something."""
+    if not 0 <= config.dropout < 1:
+        raise ArgumentError(f"dropout must lie in 0 to 1 (exclusive), not {config.dropout}.")
 
 
 def settle_paths(config: Any, *names: str) -> None:
