@@ -35,6 +35,7 @@ SHORTER = {  # what takes minutes on the page, and what the test runs in its pla
     r"python benchmarks/(long_memory.py) --task (\S+) .* --out": rf"{SCRIPT} --task \2 --time 10 --steps 12 --out",
     r"python benchmarks/(long_memory.py) --out": rf"{SCRIPT} --out",
     r"rit bench --torch.*": "rit bench --help",
+    r"python benchmarks/(scenes.py) (.*)": rf"{SCRIPT} --train 40 --test 10 --epochs 1 --seed 1 \2",
     r"python benchmarks/(adjoints.py) .*": rf"{SCRIPT} --time 50 --hidden 8 --rounds 1",
     r"python benchmarks/(memory.py) .*": rf"{SCRIPT} --gigabytes 0.002 --steps 4",
     r"python benchmarks/(catalogue.py) --text .*": rf"{SCRIPT} --out runs/cells --text FILE.txt --cell elman sru"
