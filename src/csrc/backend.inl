@@ -1,6 +1,8 @@
 // The engine; backend_<isa>.cpp includes it once per instruction set. All lies in rit::RIT_ISA and uses no template of
 // std:: that leaves a weak symbol: the linker keeps one copy of those, and might keep one that this processor cannot run.
+#include "checkpointed.h"
 #include "forest.h"
+#include "stepping.h"
 
 #define RIT_STRING_(text) #text
 #define RIT_STRING(text) RIT_STRING_(text)

@@ -9,8 +9,8 @@ namespace RIT_ISA {
 constexpr int forest_chunk = 64;  // rows of a level that go through a routine together
 
 // How many rows each entry has.
-static inline const int64_t* owned_rows(Workspace& space, const int64_t* owner, int64_t rows, int64_t entries) {
-  int64_t* const counts = static_cast<int64_t*>(space.take(sizeof(int64_t) * static_cast<size_t>(greater(1, entries))));
+template <class P> static const int64_t* owned_rows(Room<P>& room, const int64_t* owner, int64_t rows, int64_t entries) {
+  int64_t* const counts = room.template many<int64_t>(entries);
   std::memset(counts, 0, sizeof(int64_t) * static_cast<size_t>(entries));
   for (int64_t row = 0; row < rows; ++row) ++counts[owner[row]];
   return counts;
@@ -63,8 +63,6 @@ template <class P> class Forest {
   const Code& any() const { return *kinds_[0].code; }
   int fields() const { return any().fields; }
   int64_t size(int field) const { return any().sizes[field]; }
-  T* take(int64_t elements) { return static_cast<T*>(space_.take(static_cast<size_t>(greater(elements, 1)) * sizeof(T))); }
-  Unit* units(size_t count) { return static_cast<Unit*>(space_.take((count + 1) * sizeof(Unit))); }
 
   // --- what is set up before the threads start
 
@@ -72,33 +70,28 @@ template <class P> class Forest {
     table_.bind(call_, any(), forest_.entries, forest_.rows);
     threads_ = static_cast<int>(greater(1, lesser(call_.threads, most_threads)));
     lanes_ = static_cast<int>(greater(1, lesser(threads_, forest_.entries)));
-    kind_ = static_cast<Kind*>(space_.take(sizeof(Kind) * static_cast<size_t>(greater(1, kind_count_))));
-    int deep = 1;
-    for (int k = 0; k < kind_count_; ++k) deep = static_cast<int>(greater(deep, deepest(*kinds_[k].code)));
-    for (int thread = 0; thread < threads_; ++thread) column_[thread] = take(static_cast<int64_t>(deep) * panel_width<T>());
+    kind_ = room_.template many<Kind>(kind_count_);
+    const Code* deep = kinds_[0].code;
+    for (int k = 0; k < kind_count_; ++k) deep = deepest(*kinds_[k].code) > deepest(*deep) ? kinds_[k].code : deep;
+    for (int thread = 0; thread < threads_; ++thread) column_[thread] = room_.column(*deep);
     for (int k = 0; k < kind_count_; ++k) prepare_kind(k);
-    lane_ = static_cast<Lane*>(space_.take(sizeof(Lane) * static_cast<size_t>(lanes_)));
-    const int64_t* const counts = owned_rows(space_, forest_.owner, forest_.rows, forest_.entries);
+    lane_ = room_.template many<Lane>(lanes_);
+    const int64_t* const counts = owned_rows(room_, forest_.owner, forest_.rows, forest_.entries);
     share_entries(lane_, lanes_, forest_.entries, forest_.rows, [&](int64_t entry) { return counts[entry]; });
-    for (int lane = 0; lane < lanes_; ++lane) lane_memory(lane_[lane], deep);
+    for (int lane = 0; lane < lanes_; ++lane) lane_memory(lane_[lane], *deep);
     if (backward_) gradient_memory();
   }
 
   void prepare_kind(int k) {
     const Code& code = *kinds_[k].code;
+    Unit** const panels = backward_ ? room_.panels(code, BACK, AFTER) : room_.panels(code, BEFORE, LOOP);
     Kind& kind = kind_[k];
-    kind = {&code, padded<T>(code.scratch_size), rit::frame_stride(code), 0, take(code.const_size), nullptr, static_cast<T*>(kinds_[k].frame), nullptr};
-    kind.panels = static_cast<Unit**>(space_.take(sizeof(Unit*) * greater(1, code.packs.size())));
-    for (size_t i = 0; i < code.packs.size(); ++i) kind.panels[i] = wanted(code, i) ? units(P::packed(code.packs[i].size, code.packs[i].depth)) : nullptr;
+    kind = {&code, padded<T>(code.scratch_size), rit::frame_stride(code), 0, room_.numbers(code.const_size), panels, static_cast<T*>(kinds_[k].frame), nullptr};
     for (int64_t level = 0; level < forest_.count; ++level)
       if (forest_.levels[level].kind == k) kind.rows += forest_.levels[level].rows;
   }
 
-  bool wanted(const Code& code, size_t pack) const {
-    return backward_ ? code.used[BACK][pack] || code.used[AFTER][pack] : code.used[BEFORE][pack] || code.used[LOOP][pack];
-  }
-
-  void lane_memory(Lane& lane, int deep) {
+  void lane_memory(Lane& lane, const Code& deep) {
     int64_t temp = 1, scratch = 1, frame = 1;
     int slots = 1;
     for (int k = 0; k < kind_count_; ++k) {
@@ -108,29 +101,29 @@ template <class P> class Forest {
       frame = greater(frame, kind_[k].frame_stride);
       slots = static_cast<int>(greater(slots, code.slots));
     }
-    lane.temp = take(temp);
-    lane.scratch = take(scratch * forest_chunk);
-    lane.frame = take(frame * forest_chunk);
-    lane.work = units(P::multiply_workspace(forest_chunk, deep));
+    lane.temp = room_.numbers(temp);
+    lane.scratch = room_.numbers(scratch * forest_chunk);
+    lane.frame = room_.numbers(frame * forest_chunk);
+    lane.work = room_.product(forest_chunk, deep);
     for (int field = 0; field < fields(); ++field)
       for (int slot = 0; slot < slots; ++slot) {
-        lane.gathered[2 * (slot * fields() + field)] = take(forest_chunk * size(field));
-        lane.gathered[2 * (slot * fields() + field) + 1] = backward_ ? take(forest_chunk * size(field)) : nullptr;
+        lane.gathered[2 * (slot * fields() + field)] = room_.numbers(forest_chunk * size(field));
+        lane.gathered[2 * (slot * fields() + field) + 1] = backward_ ? room_.numbers(forest_chunk * size(field)) : nullptr;
       }
   }
 
   void gradient_memory() {
-    table_.take_gradients(space_);
-    const Code** codes = static_cast<const Code**>(space_.take(sizeof(Code*) * static_cast<size_t>(greater(1, kind_count_))));
+    table_.take_gradients(room_);
+    const Code** const codes = room_.template many<const Code*>(kind_count_);
     for (int k = 0; k < kind_count_; ++k) codes[k] = kinds_[k].code;
-    for (int thread = 0; thread < threads_; ++thread) summing_[thread].take(space_, codes, kind_count_);
+    for (int thread = 0; thread < threads_; ++thread) summing_[thread].take(room_, codes, kind_count_);
     for (int k = 0; k < kind_count_; ++k) note_places(k);
   }
 
   // In which level each chunk of a kind's rows begins.
   void note_places(int k) {
     constexpr int chunk = Summing<P>::chunk;
-    kind_[k].places = static_cast<int64_t*>(space_.take(sizeof(int64_t) * static_cast<size_t>(kind_[k].rows / chunk + 1)));
+    kind_[k].places = room_.template many<int64_t>(kind_[k].rows / chunk + 1);
     int64_t next = 0;
     for (int64_t number = 0; number < forest_.count; ++number) {
       const ForestLevel& level = forest_.levels[number];
@@ -190,11 +183,6 @@ template <class P> class Forest {
       if (backward_) bind_gradients(b, lane, *kind.code);
       go(kind, b, source);
     }
-  }
-
-  static void bind(Block<T>& b, int space, T* base, int64_t stride) {
-    b.base[space] = base;
-    b.stride[space] = stride;
   }
 
   void bind_block(Block<T>& b, const Lane& lane, const ForestLevel& level, const Kind& kind, int64_t first, int64_t rows) const {
@@ -280,7 +268,7 @@ template <class P> class Forest {
   const int kind_count_;
   const ForestLevels& forest_;
   const bool backward_;
-  Workspace space_;
+  Room<P> room_;
   Barrier barrier_;
   int threads_ = 1, lanes_ = 1;
   Kind* kind_ = nullptr;
