@@ -92,7 +92,7 @@ def outcome(kind: Callable[[int, int], rit.Cell], walk: dict | None, dtype: torc
             return "no", "it tells its children apart, and a chain has none"
         return "no", "it is written for chains: it does not sum over predecessors with `ritornello.total`"
     except ArgumentError as error:
-        return "no", str(error).replace(type(cell).__name__, "it").replace("2,2", "…").replace("0.1", "…")
+        return "no", re.sub(r"^adjoint='\S+'", "the adjoint", str(error).replace(type(cell).__name__, "it"))
     return found[-1]
 
 

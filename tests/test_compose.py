@@ -437,6 +437,11 @@ CELL = rit.GRU(3, 4)
             lambda: Stack.of("lstm", 3, 4),
             r"^Stack: cell must be a class, or a function of .*, not 'lstm'; ritornello\.cells\.find knows",
         ),
+        (
+            lambda: Stack.of(rit.GRU, 3, 4, num_layers=2),
+            r"^Unknown option 'num_layers' of Stack\.of: did you mean layers",
+        ),
+        (lambda: Stack(rit.Unfold(CELL)), r"^Stack takes a list of layers, not one Unfold\.$"),
         (lambda: Stack.of(CELL, 3, 4), r"^Stack: cell is a GRU; give its class: each layer makes its own\.$"),
         (
             lambda: Stack.of(rit.GRU, 3, 4, dropout="0.1"),
@@ -501,6 +506,11 @@ def test_what_cannot_be_composed_is_named(make: Any, message: str) -> None:
             Stack.of(rit.GRU, 3, 4, bidirectional=True),
             (torch.zeros(2, 4),),
             r"^Bidirectional: state must be a tuple of 2 states, not Tensor",
+        ),
+        (
+            Stack.of(rit.LSTM, 3, 4, layers=2),
+            (torch.zeros(2, 2, 4),) * 2,
+            r"^Stack: state must be a tuple of 2 states with fields \(batch, size\), not tensors of all layers",
         ),
         (Stack.of(rit.LSTM, 3, 4), ((torch.zeros(2, 4),),), r"^state has 1 fields; LSTM\.State has 2: h, c"),
     ],

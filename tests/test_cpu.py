@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import os
 import random
 import re
@@ -948,7 +949,7 @@ def test_the_plan_is_looked_up_once_a_call(monkeypatch: pytest.MonkeyPatch) -> N
 class Restless(rit.Cell):
     """Does something to itself at every call."""
 
-    made = 0
+    made, turns = 0, 0
 
     def __init__(self, deed: Callable[[Any, Tensor], Any]) -> None:
         super().__init__(3, 3)
@@ -970,13 +971,20 @@ class Restless(rit.Cell):
 def held(cell: Restless) -> list[Any]:
     """All that a deed may change, as text."""
     tensors = [cell.tensor, *cell.memory, *cell.buffers()]
-    plain = [cell.calls, cell.big, Restless.made, cell.training]
+    plain = [cell.calls, cell.big, Restless.made, cell.training, *(vars(cell).get(name) for name in ("turns", "own"))]
     return [*plain, str(cell.seen), cell.counts, vars(cell).get("wide"), str(tensors)]
 
 
+TURNS = itertools.count()
 DEEDS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "a count": (lambda c, h: setattr(c, "calls", c.calls + 1), r"changes its own setting \(calls\)"),
     "a count in its class": (lambda c, h: setattr(Restless, "made", c.made + 1), r"changes its own setting \(made\)"),
+    "a count that its class begins": (lambda c, h: setattr(c, "turns", c.turns + 1), r"its own setting \(turns\)"),
+    "a count that begins by itself": (
+        lambda c, h: setattr(c, "own", getattr(c, "own", 0) + 1),
+        r"changes its own setting \(own\)",
+    ),
+    "what it finds out once": (lambda c, h: setattr(c, "found", c.hidden_size > 2), ""),
     "a count in a dict": (lambda c, h: c.counts.update(calls=c.counts["calls"] + 1), r"its own setting \(counts\)"),
     "a log": (lambda c, h: c.seen.append(len(h)), r"changes its own setting \(seen\)"),
     "its mode": (lambda c, h: c.train(not c.training), r"changes its own setting \(training\)"),
@@ -1014,6 +1022,21 @@ def test_a_cell_that_changes_itself_is_traced_once(what: str, monkeypatch: pytes
         rit.Unfold(cell)(torch.randn(5, 2, 3))
     assert len(made) == 1
     assert cell.calls in (0, 15)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda h: 1.0 + next(TURNS), "differs from call to call, by what is neither an input nor a setting"),
+        (lambda h: 1.0 + len(h), "depends on the number of rows"),
+    ],
+)
+def test_what_a_computation_depends_on_is_told(draw: Callable[[Tensor], float], message: str) -> None:
+    class Moody(rit.Elman):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(super().forward(x, s).h * draw(s.h))
+
+    assert message in str(cpu.CpuExecutor().plan(Moody(3, 3), 3, (3,), torch.zeros(())))
 
 
 def test_a_cell_that_stops_changing_itself_is_compiled() -> None:

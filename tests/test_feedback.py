@@ -351,7 +351,10 @@ REAL = Feedback(UNFOLD, nn.Linear(8, 4))
             lambda: NET(X, TRUTH[:4]),
             r"^Feedback: x has \(5, 2\) and truth \(4, 2\) \(time, batch\); make them alike\.$",
         ),
-        (lambda: NET(feed="free"), r"^Feedback: without x and truth, say how many steps, and what came before\.$"),
+        (
+            lambda: NET(feed="free"),
+            r"^Feedback: without x and truth, give steps=, how many, and before=, what precedes",
+        ),
         (lambda: NET(X, feed="free", lengths=[6, 1]), r"^lengths holds 6; each must lie between 0 and the 5 steps"),
         (
             lambda: Stack([rit.Unfold(rit.GRU(3, 4)), NET]),

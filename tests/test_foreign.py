@@ -757,6 +757,12 @@ class Three(Told):
         (Wide(), {}, "a tensor: it gave back other shapes.*or derive a ritornello.Cell that calls it"),
         (Three(), {}, "a tuple of 2: ArgumentError: it gave back 4 values for a state of 2"),
         (nn.LSTMCell(X, H), {"state_sizes": (H,)}, "Cannot call LSTMCell as a cell"),
+        (nn.LSTM(X, H), {}, r"^torch's LSTM is a whole layer, not a cell: take ritornello\.nn\.LSTM, .*"
+                            rf"or ritornello\.Unfold\(ritornello\.LSTM\({X}, {H}\)\)\.$"),
+        (nn.RNN(X, H), {}, r"take ritornello\.nn\.RNN, .* ritornello\.Unfold\(ritornello\.Elman\("),
+        (rit.Unfold(rit.GRU(X, H)), {}, "^Unfold is a layer, unfolded already: call it as it is"),
+        (rit.nn.Stack.of(rit.GRU, X, H), {}, "^Stack is a layer, unfolded already"),
+        (rit.nn.LSTM(X, H), {}, "^LSTM is a layer, unfolded already"),
         (nn.GRUCell(X, H), {"input_size": 7}, "Cannot call GRUCell as a cell, .* with x of 7 features"),
     ],
 )  # fmt: skip

@@ -729,6 +729,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "reset": (lambda: rit.nn.GRU(3, 4, reset="befor"), "Unknown reset 'befor': did you mean before"),
     "an instance": (lambda: rit.nn.RNN(3, 4, cell=rit.GRU(3, 4)), "cell is a GRU; give its class"),
+    "a name": (lambda: rit.nn.RNN(3, 4, cell="gru"), "^RNN: cell must be a class, .* not 'gru'; ritornello.cells.find"),
     "no module": (lambda: rit.nn.replace([]), "replace takes a module, not list"),
     "no executor": (lambda: rit.nn.replace(nn.LSTM(3, 4), executor="cpuu"), "Unknown executor 'cpuu'"),
     "to_onnx": (lambda: rit.nn.to_onnx(nn.LSTM(3, 4)), "to_onnx takes ritornello.nn.RNN, GRU or LSTM, not LSTM"),

@@ -69,6 +69,7 @@ class Adapted(Cell):
         self, module: nn.Module, input_size: int | None = None, state_sizes: int | Sequence[int | Shape] | None = None
     ) -> None:
         name = type(module).__name__
+        _refuse_layers(module)
         input_size = _size(module, input_size, _INPUT_NAMES)
         if input_size is None:
             raise ArgumentError(f"{name} does not tell the size of its input; say input_size=... beside it.")
@@ -97,6 +98,20 @@ class Adapted(Cell):
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, state as {self._style.name}"
+
+
+def _refuse_layers(module: nn.Module) -> None:
+    """Raises ArgumentError for what walks over the steps by itself."""
+    name = type(module).__name__
+    if isinstance(getattr(module, "batch_first", None), bool) and type(module).__module__.startswith("ritornello."):
+        raise ArgumentError(f"{name} is a layer, unfolded already: call it as it is; here a cell is wanted.")
+    if isinstance(module, nn.RNNBase):
+        sizes = f"({module.input_size}, {module.hidden_size})"
+        cell = "Elman" if module.mode.startswith("RNN") else module.mode
+        raise ArgumentError(
+            f"torch's {name} is a whole layer, not a cell: take ritornello.nn.{name}, which keeps its weights and its "
+            f"call, or ritornello.Unfold(ritornello.{cell}{sizes})."
+        )
 
 
 def _size(module: nn.Module, given: int | None, names: Sequence[str]) -> int | None:
@@ -131,7 +146,7 @@ def _understand(
     like = next(module.parameters(), torch.zeros(()))
     x = torch.zeros(_ROWS, input_size, dtype=like.dtype, device=like.device)
     hidden = sizes if isinstance(sizes, int) else _size(module, None, _HIDDEN_NAMES)
-    tried = []
+    tried: list[list[tuple[str, str]]] = []
     unspecialised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
     with untouched(module), torch.enable_grad(), unspecialised, torch.random.fork_rng(devices=[]):
         own = _own_first_state(module, x) if sizes is None else None
@@ -143,6 +158,7 @@ def _understand(
         if not guesses:
             raise ArgumentError(f"{name} does not tell the sizes of its state; say state_sizes=... beside it.")
         for guess in guesses:
+            tried.append([])
             for style in _styles([len(guess)]):
                 try:
                     result = style.call(module, x, tuple(x.new_zeros(_ROWS, *shape) for shape in guess))
@@ -151,14 +167,23 @@ def _understand(
                         raise ArgumentError("it gave back one tensor twice, as an output and the new state")
                     if all(_flat(n) == (_ROWS, math.prod(shape)) for n, shape in zip(new, guess, strict=True)):
                         return _settled(style, output, new, guess)
-                    tried.append(f"{style.name}: it gave back other shapes")
+                    tried[-1].append((style.name, "it gave back other shapes"))
                 except Exception as error:
-                    tried.append(f"{style.name}: {type(error).__name__}: {error}")
-    detail = "; ".join(line.splitlines()[0][:100] for line in tried)
+                    tried[-1].append((style.name, f"{type(error).__name__}: {error}"))
+    told: dict[str, str] = {}
+    for style, reason in map(_furthest, tried):
+        told.setdefault(reason, style)
+    detail = "; ".join(f"{style}: {reason}" for reason, style in told.items())
     raise ArgumentError(
         f"Cannot call {name} as a cell, forward(x, state) with x of {input_size} features ({detail}); "
         f"say input_size=... and state_sizes=..., or derive a ritornello.Cell that calls it."
     )
+
+
+def _furthest(trials: list[tuple[str, str]]) -> tuple[str, str]:
+    """Of the ways to call a module with one guess of its state, the one that came furthest, in a line."""
+    style, reason = min(trials, key=lambda each: ("it gave back" not in each[1]) + each[1].startswith("TypeError"))
+    return style, reason.splitlines()[0][:100]
 
 
 def _flat(tensor: Tensor) -> Shape:

@@ -232,7 +232,7 @@ def _last_rows(schedule: Schedule) -> Tensor:
     return torch.arange(schedule.rows - schedule.entries, schedule.rows, device="cpu")
 
 
-PLAIN = (Full, Checkpointed)  # what executors do by themselves, over any structure, and as a node of a graph
+PLAIN = (Full, Checkpointed)  # what executors do by themselves, and as a node of a graph
 BY_NAME: dict[str, Callable[..., Adjoint]] = {
     kind.name: kind for kind in (Full, Checkpointed, Truncated, Randomized, Forward)
 }
@@ -273,7 +273,7 @@ _SHAPES = {"truncated": "truncated:K1,K2", "randomized": "randomized:P"}
 
 def check_trees(adjoint: Adjoint, cell: Any) -> None:
     """Raises ArgumentError where an adjoint that knows chains alone is asked to go back over trees."""
-    if not isinstance(adjoint, PLAIN):
+    if not isinstance(adjoint, Full):
         raise ArgumentError(
             f"adjoint={str(adjoint)!r} goes back along chains; unfold {name_of(cell)} over trees with adjoint='full'."
         )

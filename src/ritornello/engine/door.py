@@ -45,6 +45,7 @@ def settle_input(cell: Cell, x: Tensor, batch_first: bool) -> tuple[Tensor, Layo
         raise ArgumentError(f"x must be a tensor of shape {order}, not {type(x).__name__}.")
     if x.dim() not in (2, 3):
         raise ArgumentError(f"x has shape {tuple(x.shape)}; expected {order}, or (time, features) for one sequence.")
+    _check_float(x)
     if x.shape[-1] != cell.input_size:
         raise ArgumentError(f"x has {x.shape[-1]} features; {name} was made with input_size={cell.input_size}.")
     x = _settle_dtype(cell, x)
@@ -71,10 +72,17 @@ def settle_nodes(cell: Cell, x: Tensor, schedule: Schedule, inputs: str) -> Tens
     return _settle_dtype(cell, x)
 
 
+def _check_float(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ArgumentError(
+            f"x has dtype {x.dtype}; expected a floating-point dtype, such as {torch.float32}: symbols become vectors "
+            "by torch.nn.Embedding."
+        )
+
+
 def _settle_dtype(cell: Cell, x: Tensor) -> Tensor:
     """Checks that x and the cell's parameters fit together; under autocast x enters, and states stay, in float32."""
-    if not x.is_floating_point():
-        raise ArgumentError(f"x has dtype {x.dtype}; expected a floating-point dtype, such as {torch.float32}.")
+    _check_float(x)
     weight = next(cell.parameters(), x)
     if weight.device != x.device:
         raise ArgumentError(
@@ -158,6 +166,8 @@ def settle_state(cell: Cell, state: Any, blank: Any, x: Tensor, entries: int, ba
         if isinstance(state, tuple):
             extra = [f"number {k + 1}" for k in range(len(fields), len(state))]
             other = _other_fields(fields[len(state) :], extra)
+        elif isinstance(state, list) and all(isinstance(each, int) for each in state):
+            other = " (numbers of steps are given by name, lengths=...)"
         raise ArgumentError(f"state has {came}; {name}.State has {len(fields)}: {', '.join(fields)}{other}.")
     for field, value, size in zip(fields, state, cell.state_sizes, strict=True):
         expected = (entries, size) if batched else (size,)
@@ -166,7 +176,8 @@ def settle_state(cell: Cell, state: Any, blank: Any, x: Tensor, entries: int, ba
                 f"state field {field!r} must be a tensor of shape {expected}, not {type(value).__name__}."
             )
         if tuple(value.shape) != expected:
-            raise ArgumentError(f"state field {field!r} has shape {tuple(value.shape)}; expected {expected}.")
+            hint = ": leave out torch's axis of layers" if tuple(value.shape) == (1, *expected) else ""
+            raise ArgumentError(f"state field {field!r} has shape {tuple(value.shape)}; expected {expected}{hint}.")
         if value.dtype != x.dtype or value.device != x.device:
             raise ArgumentError(
                 f"state field {field!r} is {value.dtype} on {value.device}; x is {x.dtype} on {x.device}: make them "

@@ -42,8 +42,8 @@ class Unfold(nn.Module):
         adjoint: how gradients go back through time (docs/bptt.md): "full" (default) keeps what every step computed;
             "checkpointed" keeps O(√T) states beyond inputs and outputs and computes the steps between once more, in
             about 1.3 times the time; `Truncated(k1, k2)` and `Randomized(p)`, or their texts "truncated:20,40" and
-            "randomized:0.05"; "forward" carries derivatives forwards, for small cells. The last three know chains only,
-            and in a graph that torch.compile captures they break it.
+            "randomized:0.05"; "forward" carries derivatives forwards, for small cells. Over trees there is
+            "full" alone; in a graph that torch.compile captures the last three break it.
         executor: "auto" (default) or an executor's name.
 
     Raises:

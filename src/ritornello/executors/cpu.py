@@ -82,8 +82,6 @@ class CpuExecutor:
         most = max(level.source.shape[1] for level in request.schedule.levels if not isinstance(level.source, int))
         if most > most_predecessors(len(request.entry)):
             return _too_many(most, len(request.entry))
-        if request.checkpointed:
-            return "checkpoints are kept along chains only"
         zero = request.fresh and not any(field.requires_grad or bool(field.any()) for field in request.blank)
         layout = Layout(request.schedule, zero)
         try:

@@ -21,7 +21,7 @@ from ritornello.cells.cell import Cell, meaning_of_total, over_predecessors
 from ritornello.errors import CellError, RitornelloError
 from ritornello.executors.request import Request, Result
 from ritornello.program import damped
-from ritornello.structures import Level, is_chain, segments
+from ritornello.structures import Level, segments
 
 
 class ReferenceExecutor:
@@ -30,8 +30,6 @@ class ReferenceExecutor:
     name = "reference"
 
     def supports(self, request: Request) -> str | None:
-        if request.checkpointed and not is_chain(request.schedule):
-            return "checkpoints are kept along chains only"
         if request.checkpointed and torch._C._are_functorch_transforms_active():
             return "no checkpoints are kept under a torch.func transformation"
         return None

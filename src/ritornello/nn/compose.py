@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ritornello.engine import Unfold
-from ritornello.errors import ArgumentError
+from ritornello.errors import ArgumentError, nearest
 from ritornello.nn.bidirectional import Bidirectional
 from ritornello.nn.protocol import (
     Around,
@@ -81,6 +82,8 @@ class Stack(nn.Module):
 
     def __init__(self, layers: Iterable[Any], *, skip: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
+        if isinstance(layers, nn.Module) and not isinstance(layers, (nn.ModuleList, nn.Sequential)):
+            raise ArgumentError(f"Stack takes a list of layers, not one {type(layers).__name__}.")
         held: Any = nn.ModuleList(layers)
         self.layers = held
         self.skip, self.dropout = skip, dropout
@@ -162,6 +165,10 @@ class Stack(nn.Module):
             raise ArgumentError(
                 "Stack: residual=True and skip=True clash: with skip connections a layer reads more than it gives."
             )
+        for name in options:
+            if name not in _OPTIONS:
+                known = {*_OPTIONS, *inspect.signature(cls.of).parameters} - {"options"}
+                raise ArgumentError(f"Unknown option {name!r} of Stack.of: {nearest(name, known)}.")
         unfold: Any = Unfold
         if variational_dropout:
             unfold = partial(VariationalDropout, inputs=variational_dropout, recurrent=variational_dropout)
@@ -205,6 +212,20 @@ class Stack(nn.Module):
         )
 
 
+_OPTIONS = ("reverse", "batch_first", "learn_initial", "adjoint", "executor")  # of `Unfold`, for every layer
+
+
+def check_maker(owner: str, make: Any) -> None:
+    """Raises ArgumentError unless each layer can make its cell by it."""
+    if isinstance(make, nn.Module):
+        raise ArgumentError(f"{owner}: cell is a {type(make).__name__}; give its class: each layer makes its own.")
+    if not callable(make):
+        raise ArgumentError(
+            f"{owner}: cell must be a class, or a function of (input_size, hidden_size), not {make!r}; "
+            "ritornello.cells.find knows them by name."
+        )
+
+
 def _each_layer(cell: Any, hidden_size: Any, layers: int | None) -> list[tuple[Any, int]]:
     """A maker of cells and a size for each layer."""
     given = (("cell", cell), ("hidden_size", hidden_size))
@@ -219,11 +240,5 @@ def _each_layer(cell: Any, hidden_size: Any, layers: int | None) -> list[tuple[A
             raise ArgumentError(f"Stack: {name} lists {count} and there are {layers} layers; give one for each.")
     cells = lists.get("cell", [cell] * layers)
     for make in cells:
-        if isinstance(make, nn.Module):
-            raise ArgumentError(f"Stack: cell is a {type(make).__name__}; give its class: each layer makes its own.")
-        if not callable(make):
-            raise ArgumentError(
-                f"Stack: cell must be a class, or a function of (input_size, hidden_size), not {make!r}; "
-                "ritornello.cells.find knows them by name."
-            )
+        check_maker("Stack", make)
     return list(zip(cells, lists.get("hidden_size", [hidden_size] * layers), strict=True))

@@ -217,7 +217,9 @@ class Feedback(nn.Module):
         if steps is not None and (not isinstance(steps, int) or steps < 0):
             raise ArgumentError(f"Feedback: steps must be an integer of 0 or more, not {steps!r}.")
         if sizes is None and (steps is None or before is None):
-            raise ArgumentError("Feedback: without x and truth, say how many steps, and what came before.")
+            raise ArgumentError(
+                "Feedback: without x and truth, give steps=, how many, and before=, what precedes each sequence."
+            )
         if sizes is not None and steps not in (None, sizes[self._time]):
             raise ArgumentError(f"Feedback: steps is {steps}, and x or truth has {sizes[self._time]}.")
         count = len(before) if sizes is None else sizes[1 - self._time]  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from ritornello.engine import Unfold
 from ritornello.errors import ArgumentError
 from ritornello.nn.bidirectional import Bidirectional
-from ritornello.nn.compose import Residual, Stack
+from ritornello.nn.compose import Residual, Stack, check_maker
 from ritornello.nn.layout import settle
 
 _MEANT = {"cell", "executor", "reverse", "residual", "learn_initial"}  # options that are not about torch's equations
@@ -31,13 +31,11 @@ def stack_of(module: Any, asked: set[str]) -> Stack:
     clash += [name for name, usual in (("proj_size", 0), ("bias", True)) if getattr(module, name) != usual]
     if clash:
         raise ArgumentError(f"cell and {clash[0]} clash: {clash[0]} is about torch's equations, not the cell's.")
-    if isinstance(module.cell, torch.nn.Module):
-        raise ArgumentError(
-            f"cell is a {type(module.cell).__name__}; give its class, of which each layer makes its own."
-        )
     makers = module.cell if isinstance(module.cell, (tuple, list)) else [module.cell] * module.num_layers
     if len(makers) != module.num_layers:
         raise ArgumentError(f"cell has {len(makers)} entries; num_layers is {module.num_layers}.")
+    for make in makers:
+        check_maker(type(module).__name__, make)
     common = {name: getattr(module, name) for name in ("batch_first", "learn_initial", "executor")}
     layers: list[Any] = []
     states = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ritornello.errors import ArgumentError
 
@@ -48,11 +48,16 @@ def parts_of(module: nn.Module, state: Any, count: int) -> Sequence[Any]:
     """The states of a composition's parts; None for each where none is given.
 
     Raises:
-        ArgumentError: other than so many.
+        ArgumentError: other than so many, or tensors with an axis of layers.
     """
     if state is None:
         return [None] * count
     if not isinstance(state, (tuple, list)) or len(state) != count:
         came = f"{len(state)} states" if isinstance(state, (tuple, list)) else type(state).__name__
         raise ArgumentError(f"{type(module).__name__}: state must be a tuple of {count} states, not {came}.")
+    if any(isinstance(part, Tensor) and part.dim() == 3 for part in state):
+        raise ArgumentError(
+            f"{type(module).__name__}: state must be a tuple of {count} states with fields (batch, size), not tensors "
+            "of all layers together, which are the state of ritornello.nn.RNN, LSTM and GRU."
+        )
     return state

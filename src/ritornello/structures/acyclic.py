@@ -157,7 +157,8 @@ class Acyclic:
             tree = self.tree_of[node]
             raise ArgumentError(
                 f"{kind} {tree}: node {node - self.starts[tree]} has {_counted(self.counts[node], one, several)}, one "
-                f"in slot {slot[beyond[0]]}; the cell has {_counted(slots, 'slot', 'slots')}, from 0 to {slots - 1}."
+                f"in slot {slot[beyond[0]]}; the cell has {_counted(slots, 'slot', 'slots')}, from 0 to {slots - 1}: "
+                f"{'give it more, or binarise the trees' if kind == 'Tree' else 'give it more'}."
             )
 
 
