@@ -11,6 +11,7 @@ from comparison import assert_close, gradients
 from torch import Tensor, nn
 
 import ritornello as rit
+from ritornello.cells.cell import meaning_of_total, over_predecessors
 from ritornello.errors import ArgumentError
 from ritornello.nn import Bidirectional, Context, Feedback, SelfFed, Stack, feedback
 
@@ -239,6 +240,22 @@ def test_a_self_fed_cell_is_free_running_in_one_unfolding(executor: str) -> None
     assert_close(gradients(outputs, parameters), gradients(found.outputs, parameters))
     assert (unfold.input_size, unfold.output_size) == (3, 2)
     assert last._fields == ("y", "h", "c")
+
+
+def test_over_trees_the_sum_of_the_childrens_outputs_is_fed() -> None:
+    x, output = torch.randn(3, 3), nn.Linear(4, 2)
+    for cell in (rit.LSTM(3 + 2, 4), rit.cells.TreeLSTM(3 + 2, 4)):
+        found, _ = rit.Unfold(SelfFed(cell, output)).over([[2, 2, -1]], x, all_states=True)
+        below = [cell.State(found.h[k : k + 1], found.c[k : k + 1]) for k in (0, 1)]
+        reads = torch.cat([x[2:], found.y[:1] + found.y[1:2]], -1)
+        if cell.slots:
+            new = cell(reads, *below)
+        else:
+            with meaning_of_total(over_predecessors):
+                together = cell.State(*(torch.stack(field, 1) for field in zip(*below, strict=True)))
+                new = cell.State(*(field[:, 0] for field in cell(reads[:, None], together)))
+        assert_close(found.h[2:], new.h)
+        assert_close(found.y[2:], output(new.h))
 
 
 def test_a_self_fed_cell_goes_into_stacks_and_takes_any_cell() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_parser import sentences
@@ -12,7 +14,11 @@ from test_parser import sentences
 import ritornello as rit
 from ritornello.errors import ArgumentError, CellError, DataError, RunError
 from ritornello.models import parser
-from ritornello.tasks import parse, parse_config
+from ritornello.models.merging import chart_search
+from ritornello.models.parser import branching
+from ritornello.tasks import parse, parse_config, parse_run
+from ritornello.tasks.treebank import Shuffled
+from ritornello.training.files import read_tensors
 from ritornello.training.run import Run
 
 SMALL: dict[str, Any] = {
@@ -39,7 +45,88 @@ def test_a_run_learns_and_is_scored_beside_trees_that_know_nothing(run: parse.Pa
     assert found["sentences"] == 40
     assert run.parts() == ["train", "valid", "test"]
     assert run.evaluate(files["test"]) == found
-    assert run.run.metrics()[-1]["valid_f1"] == pytest.approx(run.evaluate("valid")["f1"], abs=0.2)
+
+
+def test_the_weights_that_are_kept_are_those_with_the_best_f1(files: dict[str, str], tmp_path: Path) -> None:
+    run = parse.train(tmp_path / "run", **files, **SMALL, epochs=3, evaluations=9)
+    rows = run.run.metrics()
+    best = max(rows, key=lambda row: row["valid_f1"])
+    assert min(row["valid_f1"] for row in rows) < best["valid_f1"]
+    assert read_tensors(run.run.model_file)[1]["step"] == best["step"]
+    assert run.evaluate("valid")["f1"] == pytest.approx(best["valid_f1"])
+
+
+def test_the_three_baselines_are_of_their_names(run: parse.ParserRun, tmp_path: Path) -> None:
+    (tmp_path / "left.txt").write_text("(((a b) c) d)\n")
+    found = run.evaluate(tmp_path / "left.txt")
+    assert (found["left"], found["right"], found["balanced"]) == (1.0, 0.0, 0.5)
+
+
+def test_sentences_in_pieces_are_scored_as_together(run: parse.ParserRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = parse.ParseExperiment()
+    task = experiment.task(run.run, run.vocabulary)
+    text = "\n".join(sentence.replace("(", "").replace(")", "") for sentence in sentences(9, 7))
+    together = run.evaluate("valid"), run.predict(text), task.evaluate(run.model)
+    monkeypatch.setattr(parse_run, "SPANS", 1)
+    assert run.evaluate("valid") == together[0]
+    assert run.predict(text) == together[1]
+    assert task.evaluate(run.model) == pytest.approx(together[2], rel=1e-5)
+
+
+def test_losses_are_means_over_sentences(run: parse.ParserRun) -> None:
+    task = parse.ParseExperiment().task(run.run, run.vocabulary)
+    task.valid = task.train
+    everything = np.arange(len(task.train.sizes))
+    with torch.no_grad():
+        loss = float(task.loss(run.model.eval(), task.some(everything), None)[0])
+    assert loss > 0
+    assert task.evaluate(run.model)["valid_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_width_and_margin_reach_the_search(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, float]] = []
+
+    def watched(*given: Any, width: int, penalty: float = 0.0, **options: Any) -> Any:
+        seen.append((width, penalty))
+        return chart_search(*given, width=width, penalty=penalty, **options)
+
+    monkeypatch.setattr(parser, "chart_search", watched)
+    run = parse.train(tmp_path / "run", **files, **SMALL, steps=2, evaluations=1, width=3, margin=0.25)
+    assert {width for width, _ in seen} == {3}
+    assert {penalty for _, penalty in seen} == {0.25, 0.0}
+    seen.clear()
+    run.predict("red cat sees old dog")
+    assert seen == [(3, 0.0)]
+
+
+def test_a_parser_trains_in_bfloat16(files: dict[str, str], tmp_path: Path) -> None:
+    run = parse.train(tmp_path / "run", **files, **SMALL, steps=4, evaluations=1, precision="bfloat16")
+    trees, x = branching([3, 2], "left"), torch.randn(5, run.model.unfold.input_size)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run.model(trees, x).dtype == torch.float32
+
+
+def test_every_epoch_has_an_order_of_its_own_and_so_has_every_seed() -> None:
+    def orders(seed: int, epoch: int, start: int = 0) -> list[list[int]]:
+        shuffled = Shuffled(10, 4, seed)
+        shuffled.some = np.ndarray.tolist  # type: ignore[method-assign]
+        return list(shuffled.batches(epoch, start))
+
+    for seed, epoch in product((1, 2), (0, 1)):
+        batches = orders(seed, epoch)
+        assert [len(batch) for batch in batches] == [4, 4, 2]
+        assert sorted(chain(*batches)) == list(range(10))
+        assert orders(seed, epoch, 1) == batches[1:]
+    assert orders(1, 0) == orders(1, 0)
+    assert orders(1, 0) != orders(1, 1)
+    assert orders(1, 0) != orders(2, 0)
+
+
+def test_dropout_is_that_of_the_option(files: dict[str, str], tmp_path: Path) -> None:
+    run = parse.train(tmp_path / "run", **files, **{**SMALL, "dropout": 0.5}, steps=1, evaluations=1)
+    assert run.model.dropout.share == 0.5
 
 
 def test_predictions_keep_the_words_and_are_the_same_once_loaded(run: parse.ParserRun) -> None:

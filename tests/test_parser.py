@@ -17,6 +17,7 @@ import ritornello as rit
 from ritornello.data.brackets import parse_trees
 from ritornello.data.scenes import FEATURES, scenes
 from ritornello.errors import ArgumentError, RunError
+from ritornello.models import merging
 from ritornello.models.merging import Instances, beam_search
 from ritornello.models.parser import Parser, SentenceParser, bracket_f1, branching, groups_of, region_f1, wrong_in
 from ritornello.structures import Forest, preorder
@@ -364,6 +365,91 @@ def test_groups_and_brackets_of_many_trees_and_of_few_words() -> None:
     assert region_f1(Forest.from_parents([[2, 2, -1]]), [np.ones((1, 2), bool)]) == 1.0
     only = Forest.from_depths([0, 1, 2, 1, 2])  # only children are no brackets of two words
     assert bracket_f1(only, Forest.from_depths([0, 1, 1])) == 1.0
+
+
+def test_regions_found_in_part() -> None:
+    groups = [np.array([[1, 1, 1, 0, 0], [0, 0, 0, 1, 1], [1, 1, 1, 1, 1]], bool)]
+    found = Forest.from_parents([[5, 5, 6, 7, 8, 6, 7, 8, -1]])  # ((((0 1) 2) 3) 4): finds one of two, crosses once
+    assert region_f1(found, groups) == pytest.approx(2 * (1 / 2) * (2 / 3) / (1 / 2 + 2 / 3))
+    chain = Forest.from_parents([[4, 4, 5, 6, 5, 6, -1]])  # a group of one region asks for nothing
+    assert region_f1(chain, [np.array([[1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 1]], bool)]) == 1.0
+
+
+def test_hypotheses_that_are_alike_take_one_place_of_the_beam() -> None:
+    worth = {(1, 3): -1.0, (3, 5): -10.0}
+
+    def compose(one: Any, other: Any) -> tuple[Any, torch.Tensor]:
+        spans = torch.stack([one[0][:, 0], other[0][:, 1]], 1)
+        middles = one[0][:, 1].tolist()
+        rows = zip(map(tuple, spans.int().tolist()), middles, strict=True)
+        found = [100.0 if row == (1, 5) and middle == 3 else worth.get(row, 0.0) for row, middle in rows]
+        return rit.Elman.State(spans), torch.tensor(found)
+
+    places = torch.arange(5.0)
+    found = beam_search(Instances.lines([5]), rit.Elman.State(torch.stack([places, places + 1], 1)), compose, width=9)
+    assert found.scores.tolist() == [89.0]
+
+
+@pytest.mark.parametrize("how", ["greedy", "beam", "chart"])
+def test_scores_that_are_told_hold_no_penalty(how: str) -> None:
+    groups = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], bool)
+    instances = Instances.lines([5] * 20, [groups] * 20)
+    made, x = parser(seed=1), torch.randn(100, 3, dtype=F64)
+    with torch.no_grad():
+        found = made.search(instances, x, how, width=3, penalty=2.0)
+        assert_close(torch.from_numpy(found.scores), made(found.trees, x))
+    assert wrong_in(found.trees, instances).any()
+
+
+def test_the_right_tree_is_searched_as_its_rival() -> None:
+    made, x = parser(), torch.randn(120, 3, dtype=F64)
+    instances = Instances.lines([6] * 20, [np.ones((1, 6), bool)] * 20)  # every tree is right
+    assert made.margin(instances, x, how="chart").tolist() == [0.0] * 20
+    scores = {how: made.search(instances, x, how).scores for how in ("chart", "greedy")}
+    assert (scores["chart"] > scores["greedy"] + 0.01).any()
+
+
+def test_wrong_merges_are_counted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "CROSSINGS", 1)
+    assert wrong_in(branching([5, 4, 2], "left"), gold_instances()).tolist() == [2, 1, 0]
+
+
+def test_a_leaf_is_no_neighbour_of_itself() -> None:
+    made, x = parser(), torch.randn(4, 3, dtype=F64)
+    all_touch = np.ones((4, 4), bool)
+    one, other = (made.search(Instances.graphs([each]), x) for each in (all_touch, all_touch & ~np.eye(4, dtype=bool)))
+    assert one.trees.parents.tolist() == other.trees.parents.tolist()
+
+
+def test_a_search_is_that_of_evaluation() -> None:
+    torch.manual_seed(0)
+    made, x = Parser(lambda i, h: rit.nn.Zoneout(rit.LSTM(i, h), 0.5), 3, 4).train(), torch.randn(5, 3)
+    scores = [made.search(Instances.lines([5]), x).scores.tolist() for _ in range(2)]
+    scores.append(made.eval().search(Instances.lines([5]), x).scores.tolist())
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_features_of_a_sentence_do_not_hang_on_its_batch() -> None:
+    torch.manual_seed(0)
+    made = SentenceParser(9, rit.cells.TreeLSTM, embedding=3, encoder=4, hidden=5).eval()
+    words = torch.tensor([1, 2, 3, 4, 5])
+    together = made.features(words, np.array([2, 3]))
+    apart = [made.features(part, np.array([len(part)])) for part in words.split([2, 3])]
+    assert_close(together, torch.cat(apart))
+
+
+def test_a_parser_drops_what_its_words_give() -> None:
+    made = SentenceParser(9, rit.cells.TreeLSTM, embedding=64, encoder=32, hidden=5, dropout=0.5)
+    torch.nn.init.ones_(made.embed.weight)
+    read: list[torch.Tensor] = []
+    made.encoder.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    words, sizes = torch.tensor([1, 2, 3, 4, 5]), np.array([2, 3])
+    features = made.features(words, sizes)
+    assert set(read[0].unique().tolist()) == {0.0, 2.0}
+    assert (features == 0).any()
+    plain = made.eval().features(words, sizes)
+    assert set(read[1].unique().tolist()) == {1.0}
+    assert (plain != 0).all()
 
 
 def test_wide_beams_keep_no_two_alike() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from twins import TORCH_CELLS, chain_twin
 
 import ritornello as rit
-from ritornello.cells import CELLS, Cell
+from ritornello.cells import CELLS, TREE_CELLS, Cell
+from ritornello.cells.cell import meaning_of_total, over_predecessors
 from ritornello.errors import ArgumentError, CellError
 from ritornello.nn import (
     Stack,
@@ -94,12 +95,34 @@ def test_zoneout_of_any_cell() -> None:
         theirs.bias_hh_l0.zero_()
     x = torch.randn(5, 2, 3)
     assert_close(ours(x)[0], theirs(x)[0])
-    trees = rit.Unfold(Zoneout(rit.LSTM(3, 4), 0.3)).eval()
-    (h, c), _ = trees.over([[2, 2, -1]], x[:3, 0], all_states=True)
-    node = trees.cell.cell
-    plain, _ = rit.Unfold(node).over([[2, 2, -1]], x[:3, 0], (torch.zeros(1, 4), torch.zeros(1, 4)), all_states=True)
-    assert_close(h[:2], 0.7 * plain.h[:2])
-    assert h.shape == c.shape == (3, 4)
+
+
+def test_zoneout_over_trees_keeps_the_sum_of_the_children() -> None:
+    for cell in (rit.LSTM(3, 4), rit.cells.TreeLSTM(3, 4), rit.cells.RecursiveNet(3, 4)):
+        for executor in EXECUTORS:
+            unfold = rit.Unfold(Zoneout(cell, 0.3), executor=executor).to(F64)
+            x = torch.randn(3, 3, dtype=F64)
+            found, _ = unfold.eval().over([[2, 2, -1]], x, all_states=True)
+            plain, _ = rit.Unfold(cell).over([[-1]], x[:1], all_states=True)
+            for field, expected in zip(found, plain, strict=True):
+                assert_close(field[:1], 0.7 * expected)
+            new = root_of(cell, x[2:], [cell.State(*(field[k : k + 1] for field in found)) for k in (0, 1)])
+            for field, made in zip(found, new, strict=True):
+                assert_close(field[2:], 0.3 * (field[:1] + field[1:2]) + 0.7 * made)
+            kept, _ = unfold.train().over([[2, 2, -1]], x, all_states=True)
+            new = root_of(cell, x[2:], [cell.State(*(field[k : k + 1] for field in kept)) for k in (0, 1)])
+            for field, made in zip(kept, new, strict=True):
+                stays = torch.isclose(field[2], field[0] + field[1])
+                assert_close(torch.where(stays, made[0], field[2]), made[0])
+
+
+def root_of(cell: Cell, x: Tensor, below: list[Any]) -> Any:
+    """A node's state from those of its two children."""
+    if cell.slots is not None:
+        return cell(x, *below)
+    together = cell.State(*(torch.stack(field, 1) for field in zip(*below, strict=True)))
+    with meaning_of_total(over_predecessors):
+        return cell.State(*(field[:, 0] for field in cell(x[:, None], together)))
 
 
 # --- variational dropout
@@ -232,6 +255,73 @@ def test_variational_dropout_over_trees_has_one_mask_a_tree() -> None:
     assert_close(outputs[2], torch.tanh(cell.W(x[2] * of_x[0]) + cell.U((leaf[0] + leaf[1]) * of_h[0])))
     assert_close(outputs[4], torch.tanh(cell.W(x[4] * of_x[1]) + cell.U(leaf[3] * of_h[1])))
     assert torch.equal(layer.eval().over(trees, x)[0], rit.Unfold(cell).over(trees, x)[0])
+
+
+@pytest.mark.parametrize("inputs", ["leaves", "inner"])
+@pytest.mark.parametrize("name", ["lstm", "tree-lstm"])
+def test_variational_dropout_where_some_nodes_have_an_x(name: str, inputs: str) -> None:
+    """As over all nodes, with zeros for the others."""
+    cell = (CELLS | TREE_CELLS)[name](3, 4)
+    trees, given = [[2, 2, -1], [1, -1]], {"leaves": [0, 1, 3], "inner": [2, 4]}[inputs]
+    x = torch.randn(len(given), 3)
+    everywhere = torch.zeros(5, 3).index_copy(0, torch.tensor(given), x)
+    for shares in ({"inputs": 0.4}, {"recurrent": 0.4}, {"inputs": 0.4, "recurrent": 0.4}):
+        layer, found = VariationalDropout(cell, **shares), []
+        for options in ({"x": x, "inputs": inputs}, {"x": everywhere}):
+            torch.manual_seed(2)
+            found.append(layer.over(trees, **options)[0])
+        assert_close(*found)
+        assert not torch.equal(found[0], rit.Unfold(cell).over(trees, everywhere)[0])
+    with pytest.raises(ArgumentError, match=rf"x has shape \(5, 3\); expected \({len(given)}, 3\): a row for each"):
+        layer.over(trees, everywhere, inputs=inputs)
+
+
+def test_variational_dropout_of_both_slots() -> None:
+    layer = VariationalDropout(rit.cells.RecursiveNet(3, 4), recurrent=0.4)
+    cell, x = layer.cell.cell, torch.randn(3, 3)
+    torch.manual_seed(2)
+    outputs, _ = layer.over([[2, 2, -1]], x)
+    torch.manual_seed(2)
+    mask = F.dropout(torch.ones(1, 4), 0.4)
+    below = [cell.State(outputs[k : k + 1] * mask) for k in (0, 1)]
+    assert_close(outputs[2:], cell(x[2:], *below).h)
+
+
+class ByProduct(rit.Cell):
+    """Reads h by F.linear, and by one of torch's other products."""
+
+    def __init__(self, product: str) -> None:
+        super().__init__(3, 4)
+        self.product, self.U, self.V = product, nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))
+        self.W, self.T = nn.Linear(3, 4), nn.Parameter(torch.randn(4, 4, 4))
+
+    def again(self, h: Tensor) -> Tensor:
+        if self.product == "bilinear":
+            return F.bilinear(h, h, self.T)
+        if self.product == "einsum":
+            return torch.einsum("bi,ij->bj", h, self.V)
+        if self.product == "addmm":
+            return torch.addmm(self.U.bias, h, self.V)
+        return torch.mm(h, self.V) if self.product == "mm" else h @ self.V
+
+    def forward(self, x: Tensor, s: Any) -> Any:
+        return self.State(torch.tanh(self.W(x) + self.U(s.h) + self.again(s.h)))
+
+
+@pytest.mark.parametrize("product", ["bilinear", "einsum", "addmm", "mm", "@"])
+def test_every_kind_of_product_is_masked(product: str) -> None:
+    layer = VariationalDropout(ByProduct(product), recurrent=0.4, executor="reference")
+    cell, x, h = layer.cell.cell, torch.randn(1, 2, 3), torch.randn(2, 4)
+    torch.manual_seed(2)
+    outputs, _ = layer(x, (h,))
+    torch.manual_seed(2)
+    read = h * F.dropout(torch.ones(2, 4), 0.4)
+    assert_close(outputs[0], torch.tanh(cell.W(x[0]) + cell.U(read) + cell.again(read)))
+
+
+def test_the_mask_is_as_wide_as_h() -> None:
+    layer = VariationalDropout(rit.cells.ProjectedLSTM(3, 4, output_size=2), inputs=0.2, recurrent=0.3)
+    assert layer(torch.randn(5, 2, 3))[0].shape == (5, 2, 2)
 
 
 def test_stacks_take_variational_dropout() -> None:

@@ -171,9 +171,9 @@ def _understand(
                 except Exception as error:
                     tried[-1].append((style.name, f"{type(error).__name__}: {error}"))
     told: dict[str, str] = {}
-    for style, reason in map(_furthest, tried):
-        told.setdefault(reason, style)
-    detail = "; ".join(f"{style}: {reason}" for reason, style in told.items())
+    for way, reason in map(_furthest, tried):
+        told.setdefault(reason, way)
+    detail = "; ".join(f"{way}: {reason}" for reason, way in told.items())
     raise ArgumentError(
         f"Cannot call {name} as a cell, forward(x, state) with x of {input_size} features ({detail}); "
         f"say input_size=... and state_sizes=..., or derive a ritornello.Cell that calls it."

@@ -17,6 +17,7 @@ class Wrapped(Cell):
         cell = cell if isinstance(cell, Cell) else Adapted(cell)
         nn.Module.__init__(self)  # its sizes are asked of the cell, not kept
         self.cell = cell
+        self.slots = cell.slots
 
     @property
     def input_size(self) -> int:  # type: ignore[override]

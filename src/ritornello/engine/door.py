@@ -57,10 +57,8 @@ def settle_input(cell: Cell, x: Tensor, batch_first: bool) -> tuple[Tensor, Layo
     return x, Layout(x.shape[0], x.shape[1], batch_first, batched)
 
 
-def settle_nodes(cell: Cell, x: Tensor, schedule: Schedule, inputs: str) -> Tensor:
-    """Checks the x of trees."""
-    given = schedule.inputs
-    count = schedule.rows if given is None else given.stop - given.start
+def settle_nodes(cell: Cell, x: Tensor, count: int, inputs: str) -> Tensor:
+    """Checks the x of so many nodes of trees."""
     expected = (count, cell.input_size)
     if not isinstance(x, Tensor):
         raise ArgumentError(f"x must be a tensor of shape {expected}, not {type(x).__name__}.")

@@ -283,7 +283,9 @@ class Unfold(nn.Module):
             )
         check_trees(self.adjoint, self.cell)
         schedule = forest(trees, self.cell.slots, inputs)
-        x = door.settle_nodes(self.cell, x, schedule, inputs)
+        given = schedule.inputs
+        count = schedule.rows if given is None else given.stop - given.start
+        x = door.settle_nodes(self.cell, x, count, inputs)
         blank = self._blank(x)
         entry = door.settle_state(self.cell, state, blank, x, schedule.entries)
         fresh = state is None and self.initial is None

@@ -80,13 +80,24 @@ class VariationalDropout(Unfold):
         return super().forward(self._with_masks(x, layout.batch, spread), state, **options)
 
     def over(
-        self, trees: Acyclic | Sequence[Sequence[int]], x: Tensor, state: Any = None, **options: Any
+        self,
+        trees: Acyclic | Sequence[Sequence[int]],
+        x: Tensor,
+        state: Any = None,
+        *,
+        inputs: str = "nodes",
+        all_states: bool = False,
     ) -> tuple[Any, Any]:
         """As `Unfold.over`, with the same masks at all nodes of a tree."""
         trees = trees if isinstance(trees, Acyclic) else Forest.from_parents(trees)
-        sizes = torch.from_numpy(trees.sizes).to(x.device)
-        x = self._with_masks(x, len(trees), lambda mask: mask.repeat_interleave(sizes, 0))
-        return super().over(trees, x, state, **options)
+        given = torch.from_numpy(trees.given(inputs))
+        x = door.settle_nodes(self._masked.cell, x, len(given), inputs)
+        if self._masked.active and inputs != "nodes":  # the mask of h is for every node
+            x, inputs = x.new_zeros(trees.nodes, x.shape[-1]).index_copy(0, given.to(x.device), x), "nodes"
+            given = torch.arange(trees.nodes)
+        of = torch.from_numpy(trees.tree_of)[given].to(x.device)
+        x = self._with_masks(x, len(trees), lambda mask: mask[of])
+        return super().over(trees, x, state, inputs=inputs, all_states=all_states)
 
     def stepper(self, rows: int = 1) -> Stepper:
         """As `Unfold.stepper`, in evaluation."""
@@ -127,12 +138,12 @@ class Masked(Wrapped):
         """Whether a mask is read."""
         return bool(self.share) and self.training
 
-    def forward(self, x: Tensor, s: Any) -> Any:
+    def forward(self, x: Tensor, *s: Any) -> Any:
         if not self.active:
-            return self.cell(x, s)
+            return self.cell(x, *s)
         size = self.cell.input_size
-        with _Reading(s[0], x[..., size:]) as reading:
-            new = self.cell(x[..., :size], s)
+        with _Reading([each[0] for each in s], x[..., size:]) as reading:
+            new = self.cell(x[..., :size], *s)
         if not reading.masked:
             raise CellError(
                 f"VariationalDropout: no product in {name_of(self.cell)} that torch shows reads its "
@@ -142,16 +153,16 @@ class Masked(Wrapped):
 
 
 class _Reading(TorchFunctionMode):
-    """Within it every product of what is computed from h, element by element, reads it under the mask.
+    """Within it every product of what is computed from h (one, or one a slot), element by element, reads it masked.
 
     What a product gives is no longer h: only what other operations make of h is followed.
     """
 
-    def __init__(self, h: Tensor, mask: Tensor) -> None:
+    def __init__(self, hs: list[Tensor], mask: Tensor) -> None:
         super().__init__()
         self.mask = mask
         self.masked = False
-        self._followed = {id(h): h}  # kept, so that no id is given to another
+        self._followed = {id(h): h for h in hs}  # kept, so that no id is given to another
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -55,16 +55,17 @@ class Zoneout(Wrapped):
         for name, each in (("share", share or 0.0), *shares.items()):
             check_share("Zoneout", name, each)
 
-    def forward(self, x: Tensor, s: Any) -> Any:
-        new = self.cell(x, s)
-        return self.State(*map(self._kept, s, new, self.shares.values()))
+    def forward(self, x: Tensor, *s: Any) -> Any:
+        new = self.cell(x, *s)
+        return self.State(*map(self._kept, zip(*s, strict=True), new, self.shares.values()))
 
-    def _kept(self, old: Tensor, new: Tensor, share: float) -> Tensor:
+    def _kept(self, before: tuple[Tensor, ...], new: Tensor, share: float) -> Tensor:
         if not share:
             return new
+        old = _summed(before)
         if not self.training:
-            return share * total(old) + (1 - share) * new
-        return torch.where(torch.rand_like(new) < share, total(old), new)
+            return share * old + (1 - share) * new
+        return torch.where(torch.rand_like(new) < share, old, new)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{field}={share}" for field, share in self.shares.items())
@@ -104,7 +105,7 @@ class SelfFed(Cell):
                 f"SelfFed: the cell reads {cell.input_size} features and its output has {size}; none is left for x."
             )
         super().__init__(cell.input_size - size, size)
-        self.cell, self.output = cell, output
+        self.cell, self.output, self.slots = cell, output, cell.slots
         _ = self.State  # made here, and not within a captured graph
 
     @property
@@ -118,6 +119,12 @@ class SelfFed(Cell):
         """Features of each field."""
         return (self.hidden_size, *self.cell.state_sizes)
 
-    def forward(self, x: Tensor, s: Any) -> Any:
-        new = self.cell(torch.cat([x, total(s[0])], -1), self.cell.State(*s[1:]))
+    def forward(self, x: Tensor, *s: Any) -> Any:
+        fed = _summed(tuple(each[0] for each in s))
+        new = self.cell(torch.cat([x, fed], -1), *(self.cell.State(*each[1:]) for each in s))
         return self.State(self.output(new[0]), *new)
+
+
+def _summed(before: tuple[Tensor, ...]) -> Tensor:
+    """A field over the predecessors: of a cell with slots there is one for each."""
+    return total(before[0]) if len(before) == 1 else sum(before[1:], start=before[0])

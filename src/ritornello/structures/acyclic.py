@@ -93,6 +93,19 @@ class Acyclic:
         names = [field.name for field in fields(cls)]
         return cls(**{name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names})
 
+    def given(self, inputs: str) -> np.ndarray:
+        """The nodes that have an x, in their order.
+
+        Args:
+            inputs: as `schedule`'s.
+
+        Raises:
+            ArgumentError: other `inputs`.
+        """
+        _check_inputs(inputs)
+        leaf = self.heights == 0
+        return np.arange(self.nodes) if inputs == "nodes" else np.flatnonzero(leaf if inputs == "leaves" else ~leaf)
+
     def schedule(self, slots: int | None = None, inputs: str = "nodes") -> Schedule:
         """The levels, from the leaves to the roots; in each, nodes stand in their order, those of one tree together.
 
@@ -116,8 +129,7 @@ class Acyclic:
             >>> [level.source.tolist() for level in batch.schedule(slots=3).levels]
             [[[1, 1, 1], [1, 1, 1], [1, 1, 1]], [[2, 3, 4]], [[5, 0, 0]]]
         """
-        if inputs not in INPUTS:
-            raise ArgumentError(f"inputs is {inputs!r}: {nearest(str(inputs), INPUTS)}.")
+        _check_inputs(inputs)
         before, after, slot = self.edges()
         if slots is None:
             slot = self._closed_up(after, slot)
@@ -160,6 +172,11 @@ class Acyclic:
                 f"in slot {slot[beyond[0]]}; the cell has {_counted(slots, 'slot', 'slots')}, from 0 to {slots - 1}: "
                 f"{'give it more, or binarise the trees' if kind == 'Tree' else 'give it more'}."
             )
+
+
+def _check_inputs(inputs: str) -> None:
+    if inputs not in INPUTS:
+        raise ArgumentError(f"inputs is {inputs!r}: {nearest(str(inputs), INPUTS)}.")
 
 
 def _inputs(inputs: str, order: np.ndarray, leaves: int) -> Inputs | None:
