@@ -22,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from twins import chain_twin, truncated_twin
 
 import ritornello as rit
+from ritornello.engine import influence
 from ritornello.engine.adjoint import settle_adjoint
 from ritornello.errors import ArgumentError, CellError
 from ritornello.executors import Request, chains
@@ -433,6 +434,13 @@ def test_what_settings_cannot_be_is_named() -> None:
         unfold(torch.zeros(3, 1, 3))
 
 
+def test_probabilities_of_steps_that_there_are_not_are_left_aside() -> None:
+    unfold = rit.Unfold(rit.LSTM(3, 4), adjoint=rit.Randomized((0.1, 0.1, 0.1, 0.1)))
+    outputs, _ = unfold(torch.zeros(3, 1, 3))
+    outputs.sum().backward()
+    assert outputs.shape == (3, 1, 4)
+
+
 @pytest.mark.parametrize("adjoint", ["checkpointed", "truncated:2,2", "randomized:0.1", "forward"])
 def test_trees_want_another_adjoint(adjoint: str) -> None:
     unfold = rit.Unfold(rit.LSTM(3, 4), adjoint=adjoint)
@@ -448,6 +456,17 @@ def test_what_the_executors_do_not_checkpoint() -> None:
     unfold = rit.Unfold(rit.LSTM(3, 4), adjoint="checkpointed", executor="reference")
     with pytest.raises(ArgumentError, match=r"no checkpoints are kept under a torch\.func transformation"):
         torch.func.grad(lambda x: unfold(x)[0].sum())(torch.zeros(3, 1, 3))
+
+
+def test_the_influence_matrix_may_be_as_large_as_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype, size in ((torch.float32, 4), (F64, 8)):
+        unfold = rit.Unfold(rit.Elman(2, 3), adjoint="forward").to(dtype)
+        needed = 3 * sum(parameter.numel() for parameter in unfold.parameters()) * size
+        monkeypatch.setattr(influence, "MOST_BYTES", needed)
+        unfold(torch.zeros(2, 1, 2, dtype=dtype))
+        monkeypatch.setattr(influence, "MOST_BYTES", needed - 1)
+        with pytest.raises(ArgumentError, match="would carry an influence matrix"):
+            unfold(torch.zeros(2, 1, 2, dtype=dtype))
 
 
 def test_what_forward_is_not_for() -> None:

@@ -146,6 +146,18 @@ def test_gates_that_are_all_but_shut_give_numbers(variant: str, shut: str, execu
         assert found.isfinite().all()
 
 
+@pytest.mark.parametrize("executor", list(EXECUTORS))
+def test_a_linear_recurrent_unit_that_hardly_forgets_still_reads(executor: str) -> None:
+    cell = rit.cells.LRU(1, 1)
+    with torch.no_grad():
+        cell.nu.fill_(np.log(1e-8))
+        cell.B.weight.fill_(1)
+    states, _ = rit.Unfold(cell, executor=executor)(torch.ones(1, 1, 1), all_states=True)
+    assert states.s.item() == pytest.approx(2e-8**0.5, rel=1e-4)
+    (slope,) = torch.autograd.grad(states.s.sum(), cell.nu)
+    assert slope.item() == pytest.approx(2e-8**0.5 / 2, rel=1e-4)
+
+
 # The cells that torch has.
 
 

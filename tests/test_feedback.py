@@ -278,6 +278,14 @@ def test_a_context_is_seen_at_every_step() -> None:
     assert not torch.equal(net(x, truth, context=context + 1).outputs, net(x, truth, context=context).outputs)
 
 
+def test_the_start_is_0_unless_it_is_said() -> None:
+    x = torch.randn(5, 4, 3, dtype=F64)
+    symbols = Feedback(rit.Unfold(rit.GRU(3 + 4, 8)), nn.Linear(8, SYMBOLS), embed=nn.Embedding(SYMBOLS, 4)).to(F64)
+    assert_close(symbols(x, feed="free").outputs, symbols(x, feed="free", before=torch.zeros(4).long()).outputs)
+    values = Feedback(rit.Unfold(rit.GRU(3 + 2, 8)), nn.Linear(8, 2)).to(F64)
+    assert_close(values(x, feed="free").outputs, values(x, feed="free", before=x.new_zeros(4, 2)).outputs)
+
+
 def test_no_steps_and_no_sequences() -> None:
     net, (x, truth) = decoder(), given()
     for feed in ("teacher", "free", 0.5):

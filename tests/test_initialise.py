@@ -7,7 +7,7 @@ import pytest
 import torch
 from comparison import assert_close
 from torch import Tensor
-from twins import CORE, VARIANTS
+from twins import CORE, TREE_VARIANTS, VARIANTS
 
 import ritornello as rit
 from ritornello import cells
@@ -21,7 +21,8 @@ CONSTANT = {  # parameters that no chance has a part in
     "additive": {"a", "theta_g"},
     "layer-norm": {"norm_x.weight", "norm_x.bias", "norm_h.weight", "norm_c.weight", "norm_c.bias"},
 }
-RECURRENT = [name for name, make in VARIANTS.items() if make(3, 4).recurrent]
+EVERY = {**VARIANTS, **TREE_VARIANTS}
+RECURRENT = [name for name, make in EVERY.items() if make(3, 4).recurrent]
 
 
 def gate(cell: Cell, name: str) -> Tensor:
@@ -73,6 +74,16 @@ def test_what_is_not_drawn_stands_where_its_paper_puts_it() -> None:
     assert_close(norm.norm_h.weight, torch.full((16,), 0.3))
 
 
+def test_a_new_recursive_network_hands_on_the_mean_of_its_children() -> None:
+    cell = cells.RecursiveNet(32, 64)
+    off = (cell.W.weight - torch.eye(64).repeat(1, 2) / 2).detach().abs().max()
+    assert 0.9 * 0.125 < off <= 0.125 * (1 + 1e-6)
+
+
+def test_a_new_tensor_network_has_small_products() -> None:
+    assert 0.9 / 32 < cells.RecursiveTensorNet(3, 8).T.detach().abs().max() <= 1 / 32
+
+
 def test_leaks_share_out_their_range_on_a_logarithmic_scale() -> None:
     assert_close(torch.sigmoid(cells.Leaky(3, 5, leak=(1e-4, 0.01)).a), torch.logspace(-4, -2, 5))
     assert_close(torch.sigmoid(cells.Leaky(3, 2, leak=0.25).a), torch.full((2,), 0.25))
@@ -110,14 +121,22 @@ def test_the_test_of_uniformity_can_fail() -> None:
 
 @pytest.mark.parametrize(
     ("variant", "default"),
-    [("lstm", 1), ("peephole", 1), ("coupled", 1), ("projected", 1), ("multiplicative", 1), ("slstm", 3)],
+    [
+        ("lstm", 1),
+        ("peephole", 1),
+        ("coupled", 1),
+        ("projected", 1),
+        ("multiplicative", 1),
+        ("slstm", 3),
+        ("tree-lstm", 1),
+    ],
 )
 @pytest.mark.parametrize("given", [None, 2.5])
 def test_the_forget_bias_is_added_to_the_forget_gate_alone(variant: str, default: float, given: float | None) -> None:
     made = []
     for options in ({} if given is None else {"forget_bias": given}, {"forget_bias": 0.0}):
         torch.manual_seed(7)
-        made.append(cells.CELLS[variant](3, 4, **options))
+        made.append((cells.CELLS | cells.TREE_CELLS)[variant](3, 4, **options))
     expected = value(made[1])
     start = 4 * made[0].gates.index("f")
     expected["W.bias"][start : start + 4] += default if given is None else given
@@ -128,7 +147,7 @@ def test_the_forget_bias_is_added_to_the_forget_gate_alone(variant: str, default
     ("variant", "expected"),
     [
         *((name, {"f": 1.5}) for name in ("lstm", "peephole", "coupled", "layer-norm", "slstm", "multiplicative")),
-        *((name, {"f": 1.5}) for name in ("qrnn", "sru", "min-lstm")),
+        *((name, {"f": 1.5}) for name in ("qrnn", "sru", "min-lstm", "tree-lstm", "tree-lstm-3")),
         ("gru", {"z": 1.5}),
         ("gru-write", {"z": -1.5}),
         ("min-gru", {"z": -1.5}),
@@ -136,7 +155,7 @@ def test_the_forget_bias_is_added_to_the_forget_gate_alone(variant: str, default
     ],
 )
 def test_forget_bias_keeps_the_memory_and_touches_nothing_else(variant: str, expected: dict[str, float]) -> None:
-    cell = VARIANTS[variant](3, 4)
+    cell = EVERY[variant](3, 4)
     before = value(cell)
     assert forget_bias_(cell, 1.5) is cell
     for name, bias in expected.items():
@@ -145,13 +164,16 @@ def test_forget_bias_keeps_the_memory_and_touches_nothing_else(variant: str, exp
     assert_close(dict(cell.state_dict()), before)
 
 
-CHRONO = ["lstm", "layer-norm", "coupled", "gru", "gru-write", "minimal", "min-gru", "min-lstm", "qrnn", "sru", "slstm"]
+CHRONO = [
+    *("lstm", "layer-norm", "coupled", "gru", "gru-write", "minimal", "min-gru", "min-lstm", "qrnn", "sru", "slstm"),
+    "tree-lstm",
+]
 
 
 @pytest.mark.parametrize("variant", CHRONO)
 def test_chrono_draws_times_uniformly(variant: str) -> None:
     """1 / (1 - σ(b)) = 1 + u steps, u uniform, and gates that write are their mirror."""
-    cell = VARIANTS[variant](3, 400).double()
+    cell = EVERY[variant](3, 400).double()
     before = value(cell)
     assert chrono_(cell, longest=200, shortest=10) is cell
     times = []
@@ -163,6 +185,12 @@ def test_chrono_draws_times_uniformly(variant: str) -> None:
         before[cell.gate_bias].chunk(len(cell.gates))[cell.gates.index(name)].copy_(gate(cell, name))
     assert_close(times[0], times[-1])
     assert_close(dict(cell.state_dict()), before)
+
+
+def test_a_tree_lstm_keeps_by_f_and_writes_by_i() -> None:
+    cell = chrono_(cells.TreeLSTM(3, 4), 50)
+    assert gate(cell, "f").min() >= 0 >= gate(cell, "i").max()
+    assert gate(forget_bias_(cell, 1.5), "f").tolist() == [1.5] * 4
 
 
 def test_chrono_remembers_as_long_as_it_says() -> None:
@@ -205,7 +233,7 @@ def test_cells_without_such_gates_or_biases(initialise) -> None:
 @pytest.mark.parametrize("variant", RECURRENT)
 def test_orthogonal_weights_keep_lengths(variant: str) -> None:
     """Gate by gate; of a block that is not square, the rows or columns are orthonormal."""
-    cell = VARIANTS[variant](3, 4).double()
+    cell = EVERY[variant](3, 4).double()
     before = value(cell)
     assert orthogonal_(cell, gain=2.0) is cell
     for name, parameter in cell.named_parameters():
@@ -215,6 +243,15 @@ def test_orthogonal_weights_keep_lengths(variant: str) -> None:
         for block in parameter.detach().split(4 if len(parameter) % 4 == 0 else len(parameter)):
             narrow = block if block.shape[0] <= block.shape[1] else block.T
             assert_close(narrow @ narrow.T, 4 * torch.eye(len(narrow), dtype=torch.float64))
+
+
+def test_recurrent_weights_of_tree_cells_are_those_that_read_states() -> None:
+    assert {name: {*make(3, 4).recurrent} for name, make in cells.TREE_CELLS.items()} == {
+        "recursive": {"W.weight"},
+        "recursive-tensor": {"W.weight"},
+        "tree-lstm": {"U.weight"},
+        "tree-gru": {"R.weight", "U.weight", "Z.weight"},
+    }
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ import torch
 from test_parser import sentences
 
 import ritornello as rit
+from ritornello.data.brackets import format_trees
 from ritornello.errors import ArgumentError, CellError, DataError, RunError
 from ritornello.models import parser
 from ritornello.models.merging import chart_search
 from ritornello.models.parser import branching
 from ritornello.tasks import parse, parse_config, parse_run
+from ritornello.tasks.parse_run import short
 from ritornello.tasks.treebank import Shuffled
 from ritornello.training.files import read_tensors
 from ritornello.training.run import Run
@@ -162,6 +164,24 @@ def test_going_on_is_as_if_it_had_not_stopped(files: dict[str, str], tmp_path: P
     assert [row["valid_f1"] for row in parts.run.metrics()] == [row["valid_f1"] for row in whole.run.metrics()]
     with pytest.raises(ArgumentError, match=r"search is 'greedy' in .* and cannot become 'chart'; leave it out"):
         parse.resume(tmp_path / "parts", given={"search": "chart"})
+
+
+def test_sentences_of_two_to_most_words_become_plain_binary_trees(tmp_path: Path) -> None:
+    """Chains of only children collapse; what is too short or too long is left out."""
+    (tmp_path / "trees.txt").write_text(
+        "(S a b c)\n(S (VP (V go) (ADV (RB away))))\n(S a)\n(S (NP (N p) (N q)) (VP (V r) (V s)))\n(S v w x y z)"
+    )
+    trees = short([tmp_path / "trees.txt"], parse_config.TreebankConfig(most=4))
+    assert format_trees(trees) == ["(a (b c))", "(go away)", "((p q) (r s))"]
+    assert trees.label_names == ()
+
+
+@pytest.mark.parametrize(("least", "known"), [(1, ("<unk>", "the", "cat", "dog")), (2, ("<unk>", "the"))])
+def test_words_that_are_rarer_than_least_are_unknown(least: int, known: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "trees.txt"
+    path.write_text("(the cat)\n(the dog)")
+    run = parse.train(tmp_path / "run", train=str(path), valid=str(path), least=least, steps=1, **SMALL)
+    assert run.vocabulary.names == known
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import ritornello as rit
 from ritornello.data.brackets import parse_trees
-from ritornello.data.scenes import FEATURES, scenes
+from ritornello.data.scenes import FEATURES, Scene, _touching, scenes
 from ritornello.errors import ArgumentError, RunError
 from ritornello.models import merging
 from ritornello.models.merging import Instances, beam_search
@@ -282,6 +283,10 @@ def test_brackets_by_hand() -> None:
         assert branching([4], how).parents.tolist() == parse_trees(text, labelled=False).forest.parents.tolist()
 
 
+def test_of_uneven_halves_the_first_is_the_smaller() -> None:
+    assert branching([3], "balanced").parents.tolist() == [-1, 0, 0, 2, 2]
+
+
 def test_regions_by_hand() -> None:
     groups = [np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]], bool)]
     right = Forest.from_parents([[4, 4, 5, 5, 6, 6, -1]])  # ((0 1) (2 3))
@@ -303,6 +308,36 @@ def test_scenes_are_what_they_say() -> None:
     assert all((a.features == b.features).all() for a, b in zip(scenes(3, 7), scenes(3, 7), strict=True))
 
 
+def colours_alike(scene: Scene) -> list[bool]:
+    """For each region, whether all regions of its part have its colour."""
+    found = []
+    for region in range(len(scene.features)):
+        part = min((group for group in scene.groups if group[region]), key=np.sum)
+        found.append(bool((scene.features[part, :3] == scene.features[region, :3]).all()))
+    return found
+
+
+def test_regions_of_a_part_have_one_colour_but_for_noise() -> None:
+    assert all(all(colours_alike(scene)) for scene in scenes(20, seed=1, noise=0))
+    assert not all(all(colours_alike(scene)) for scene in scenes(20, seed=1, noise=0.01))
+
+
+def test_scenes_have_two_to_four_objects() -> None:
+    counts: Counter[int] = Counter()
+    for scene in scenes(200, seed=1):
+        covered = scene.groups[1:].sum(1).cumsum()  # objects come first and cover all
+        counts[int(np.searchsorted(covered, len(scene.features))) + 1] += 1
+    assert set(counts) == {2, 3, 4}
+    assert min(counts.values()) > 40
+
+
+def test_boxes_touch_along_edges_alone() -> None:
+    quarters = np.array([(0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5), (0, 0.5, 0.5, 1), (0.5, 0.5, 1, 1)])
+    diagonal = np.eye(4, dtype=bool)
+    assert (_touching(quarters) == ~(diagonal | diagonal[::-1])).all()
+    assert not _touching(np.array([(0, 0, 0.4, 1), (0.43, 0, 1, 1)])).any()
+
+
 def test_messages() -> None:
     made, x = parser(), torch.randn(4, 3, dtype=F64)
     with pytest.raises(ArgumentError, match="Unknown search 'gredy': did you mean greedy"):
@@ -321,6 +356,13 @@ def test_messages() -> None:
         Parser(partial(rit.cells.TreeLSTM, slots=3), 3, 4)
     with pytest.raises(ArgumentError, match="Unknown branching 'up'"):
         branching([3], "up")
+    with pytest.raises(ArgumentError, match=r"^A sentence without a word has no tree\.$"):
+        branching([2, 0], "left")
+    for count, noise in ((-1, 0.03), (1, -0.1)):
+        with pytest.raises(
+            ArgumentError, match=f"^scenes: count and noise must not be negative, not {count} and {noise}\\.$"
+        ):
+            scenes(count, 1, noise=noise)
     apart = Instances.lines([3], [np.array([[True, False, True]])])
     with pytest.raises(ArgumentError, match="Instance 0 cannot be merged rightly: a group of it falls apart"):
         made.search(apart, x[:3], only_right=True)

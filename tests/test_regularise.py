@@ -432,6 +432,14 @@ def test_weight_drop_knows_the_recurrent_weights_of_every_cell(name: str) -> Non
     assert {*WeightDrop(plain).dropped} == {*plain.recurrent}
 
 
+@pytest.mark.parametrize("name", list(TREE_CELLS))
+def test_weight_drop_takes_all_that_a_tree_cell_multiplies_states_with(name: str) -> None:
+    layer = WeightDrop(TREE_CELLS[name](3, 4))
+    read_x = {"V.weight", "W.weight"} if name in ("tree-lstm", "tree-gru") else {"V.weight"}
+    matrices = {own for own, parameter in TREE_CELLS[name](3, 4).named_parameters() if parameter.dim() == 2}
+    assert {*layer.dropped} == matrices - read_x
+
+
 def test_weight_drop_of_weights_that_are_given() -> None:
     """Within another one, and under torch.func, a weight is a tensor and no parameter."""
     twice = WeightDrop(WeightDrop(rit.Unfold(rit.LSTM(3, 4)), share=0.3), share=0.3)

@@ -168,6 +168,21 @@ class TestLearning:
         tree.train(tmp_path / "run", **parts(folder), **{**SHORT, "threads": before + 1})
         assert torch.get_num_threads() == before
 
+    def test_a_train_part_without_any_label_that_counts(self, tmp_path):
+        """The classes are there, and collapsing leaves the highest label of a chain alone."""
+        path = tmp_path / "trees.txt"
+        path.write_text("(0 (1 (2 a)))")
+        with pytest.raises(DataError, match=r"^No node of the train part has a label that counts; see --classes\.$"):
+            tree.train(tmp_path / "run", train=path, valid=path, classes=("1", "2"), collapse=True, **SHORT)
+
+    def test_no_trees_have_no_labels(self, trained):
+        labelled, shares = trained.label(trained.parse("(good film)")[:0])
+        assert (len(labelled), shares.shape) == (0, (0, len(trained.classes)))
+
+    def test_a_no_break_space_belongs_to_a_word(self, trained):
+        (line,) = trained.predict("good\u00a0film")
+        assert parse_trees(line).sentences() == [["good\u00a0film"]]
+
     def test_labels_of_which_some_are_unknown(self, trained):
         with pytest.raises(DataError, match=r"text, line 2, column 2: the label is '7': Known: 0, 1"):
             trained.predict("(1 good)\n(7 film)")
@@ -216,6 +231,10 @@ class TestSpans:
         nodes = torch.randperm(trees.forest.nodes)[:30]
         assert_close(model(trees.forest, words, nodes), model(trees.forest, words)[nodes])
         assert model(trees.forest, words, nodes[:0]).shape == (0, 2)
+
+    def test_new_word_vectors_are_small(self):
+        largest = TreeClassifier(90, 2, rit.LSTM, embedding=30, hidden=4).embed.weight.detach().abs().max()
+        assert 0.045 < largest <= 0.05
 
     def test_trees_of_one_word(self):
         model = SpanClassifier(9, 2, rit.GRU, embedding=3, hidden=4)
@@ -402,6 +421,10 @@ class TestScores:
     def test_two_sides_are_of_five_sentiments_alone(self):
         trees = parse_trees("(3 (0 a) (1 b))").encoded(Vocabulary(("<unk>", "a", "b")))
         assert "binary" not in scores(Fixed(np.zeros((3, 3), np.float32)), trees)
+        letters = parse_trees("(a (b x) (c (d y) (e z)))")
+        letters = letters.encoded(Vocabulary(("<unk>", "x", "y", "z")))
+        assert len(letters.label_names) == 5
+        assert "binary" not in scores(Fixed(np.zeros((5, 5), np.float32)), letters)
         neutral = parse_trees("(2 (0 a) (1 b))", label_names=SENTIMENT).encoded(Vocabulary(("<unk>", "a", "b")))
         assert "binary" not in scores(Fixed(np.zeros((3, 5), np.float32)), neutral)
 
@@ -726,6 +749,12 @@ class TestListOps:
         assert counts[0] == 0
         assert counts[1:].min() > 150
 
+    def test_lists_stand_at_any_place_and_not_only_on_the_way_to_the_greatest_depth(self):
+        trees = [nested(words) for words in parse_trees("\n".join(listops(200, seed=4, deepest=6))).sentences()]
+        last = sum(not isinstance(tree[1][-1], int) for tree in trees) / len(trees)
+        assert 0.2 < last < 0.4
+        assert any(len(lists(tree)) > depth(tree) for tree in trees)
+
     def test_no_two_are_alike_and_the_seed_decides(self):
         lines = listops(500, seed=3, deepest=2, arguments=2)
         assert len(set(lines)) == 500
@@ -794,6 +823,18 @@ class TestPictures:
         assert places["3"][1] > places["4"][1] == places["2"][1] > places["The"][1]
         assert len(figure.axes[0].lines) == 4, "an edge for each node but the root"
         assert texts(draw_tree(trees, 1)) == ["1", "no"]
+
+    def test_an_edge_goes_from_a_child_to_its_parent(self):
+        trees = parse_trees("(3 (2 The) (4 (4 best) (2 (1 film) ever)))")
+        (axes,) = draw_tree(trees).axes
+        places = [text.get_position() for text in axes.texts if text.get_bbox_patch()]  # in the order of nodes
+        expected = {
+            frozenset((places[child], places[parent]))
+            for child, parent in enumerate(trees.forest.parents.tolist())
+            if parent >= 0
+        }
+        ends = [zip(line.get_xdata(), line.get_ydata(), strict=True) for line in axes.lines]
+        assert {frozenset(pair) for pair in ends} == expected
 
     def test_numbers_go_from_red_to_green(self):
         found = colours(draw_tree(parse_trees("(-2 (-1 a) (0 (10 b) (1 c)))")))  # -2, -1, 0, 10, 1

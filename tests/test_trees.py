@@ -338,6 +338,16 @@ def test_the_order_of_children_matters_where_they_are_told_apart_and_else_not(va
         assert float((one - other).detach().abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("executor", ["cpu", "reference"])
+def test_a_tree_gru_with_enormous_weights_gives_numbers(executor: str) -> None:
+    cell = rit.cells.TreeGRU(3, 4)
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.mul_(2000)
+    outputs, _ = rit.Unfold(cell, executor=executor).over([[2, 2, -1], [-1]], torch.randn(4, 3))
+    assert outputs.isfinite().all()
+
+
 def test_slots_may_be_left_empty() -> None:
     cell, x = tree_cell("tree-lstm"), torch.randn(2, 3, dtype=F64)
     left, right = (

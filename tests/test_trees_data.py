@@ -233,6 +233,11 @@ def test_labels() -> None:
     assert parse_trees("(a b)", labelled=False, label_names=["x"]).label_names == ("x",)
 
 
+def test_labels_may_be_brackets() -> None:
+    trees = parse_trees("(-LRB- a)", label_names=["("])
+    assert (trees.labels.tolist(), trees.label_names) == ([0], ("(",))
+
+
 def test_labels_in_groups() -> None:
     trees = parse_trees("(0 (1 a) (2 b)) (4 (3 c) d)").grouped([["3", "4"], ["0", "7"]])
     assert (trees.labels.tolist(), trees.label_names) == ([1, -1, -1, 0, 0, -1], ("3+4", "0+7"))
@@ -360,6 +365,10 @@ def test_a_vocabulary_of_words(tmp_path: Path) -> None:
     assert (other.words.tolist(), other.sentences()) == ([-1, 0, 1], [["<unk>", "b"]])
     assert Vocabulary.learn(trees.word_counts(), size=2).names == ("<unk>", "b")
     assert Vocabulary.learn(trees.word_counts(), least=2).names == ("<unk>", "b")
+
+
+def test_a_vocabulary_holds_the_unknown_word_once_and_orders_ties_by_the_alphabet() -> None:
+    assert Vocabulary.learn({"<unk>": 3, "b": 1, "a": 1}).names == ("<unk>", "a", "b")
 
 
 def test_what_is_no_vocabulary(tmp_path: Path) -> None:
