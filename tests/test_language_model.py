@@ -369,6 +369,13 @@ class TestScoring:
         assert_close(nats, torch.tensor(expected, dtype=torch.float64))
         assert abs(expected - one_by_one(model, text, 0, 60, 0)) > 1e-3, "the warm-up makes no difference here"
 
+    def test_a_lane_is_no_shorter_than_its_warm_up(self, scored):
+        model, text = scored
+        nats, _ = summed(stream_nats(model, reads(text[:60]), 60, lanes=100, warmup=3))
+        borders = [*range(0, 57, 3), 59]  # 19 lanes of 3 tokens, and what is left
+        parts = [one_by_one(model, text, a, b, begin=max(a - 3, 0)) for a, b in pairwise(borders)]
+        assert_close(nats, torch.tensor(sum(parts), dtype=torch.float64))
+
     @pytest.mark.parametrize("window", [1, 7, 20, 59, 60, 61, 1000])
     def test_windows_know_nothing_of_each_other(self, scored, window):
         model, text = scored

@@ -368,6 +368,10 @@ def test_messages() -> None:
         made.search(apart, x[:3], only_right=True)
     with pytest.raises(ArgumentError, match="Instance 0 cannot be merged rightly: a group of it falls apart"):
         made.search(apart, x[:3], "chart", only_right=True)
+    groups = [np.ones((1, 3), bool), np.array([[True, False, True]])]
+    for how in ("beam", "chart"):
+        with pytest.raises(ArgumentError, match="Instance 1 cannot be merged rightly"):
+            made.search(Instances.lines([3, 3], groups), torch.randn(6, 3, dtype=F64), how, only_right=True)
     with pytest.raises(ArgumentError, match="Instance 1 has no leaf; each needs one at least"):
         Instances.lines([2, 0])
     with pytest.raises(ArgumentError, match="Instance 0 has no leaf"):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from comparison import assert_close
 from torch import nn
 
@@ -929,3 +930,54 @@ class TestPictures:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         with pytest.raises(ArgumentError, match=r"^Pictures need matplotlib: pip install 'ritornello\[pictures\]'\.$"):
             draw_tree(parse_trees("(1 a)"))
+
+
+def test_the_loss_is_the_mean_over_labelled_nodes() -> None:
+    trees = parse_trees("(1 (0 (1 a) b) (0 c)) (0 (1 b) c)")
+    words = Vocabulary.learn(trees.word_counts())
+    trees = trees.encoded(words)
+    model = TreeClassifier(len(words), 2, rit.cells.TreeLSTM, embedding=3, hidden=4)
+    task = tree.TreeTask(trees, trees, 2, 1)
+    found, _, count = task.loss(model, task.some(np.arange(2)), None)
+    logits = model(trees.forest, torch.from_numpy(trees.words[trees.forest.leaves]))
+    labels = torch.from_numpy(trees.labels)
+    assert (labels < 0).sum() > 0
+    assert count == (labels >= 0).sum()
+    assert_close(found, F.cross_entropy(logits, labels, ignore_index=-1))
+
+
+@pytest.mark.parametrize("kind", [TreeClassifier, SpanClassifier])
+def test_word_vectors_and_states_are_dropped_in_training(kind: Any) -> None:
+    model = kind(9, 2, rit.LSTM, embedding=64, hidden=64, dropout=0.5)
+    torch.nn.init.ones_(model.embed.weight)
+    read: list[torch.Tensor] = []
+    model.output.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    given: list[torch.Tensor] = []
+
+    class Watched(rit.Unfold):
+        def over(self, trees: Any, x: torch.Tensor, *more: Any, **options: Any) -> Any:
+            given.append(x)
+            return super().over(trees, x, *more, **options)
+
+        def forward(self, x: torch.Tensor, *more: Any, **options: Any) -> Any:
+            given.append(x)
+            return super().forward(x, *more, **options)
+
+    model.unfold.__class__ = Watched
+    batch = Forest.from_depths([0, 1, 1]), torch.tensor([7, 8])
+    model(*batch)
+    assert set(given[0].unique().tolist()) == {0.0, 2.0}
+    assert (read[0] == 0).any()
+    model.eval()(*batch)
+    assert set(given[-1].unique().tolist()) == {1.0}
+    assert (read[-1] != 0).all()
+
+
+def test_the_recipe_is_that_of_the_paper(folder: Path, tmp_path: Path) -> None:
+    """Tai, Socher & Manning (2015), section 5."""
+    run = tree.train(tmp_path / "run", **parts(folder), steps=1, evaluations=1)
+    training, model = (run.run.config[name] for name in ("training", "model"))
+    assert (training["optimiser"], training["lr"], training["batch"]) == ("adagrad", 0.05, 25)
+    assert training["weight_decay"] == 1e-4
+    assert (model["hidden"], model["embedding"], model["dropout"]) == (150, 300, 0.5)
+    assert run.model.dropout.share == 0.5
