@@ -50,7 +50,8 @@ def entry(rows: list[Row]) -> str:
         return steps
     failed = [row for row in rows if row["end"] != "learnt"]
     score = statistics.mean(row["curve"][-1][1] for row in failed)
-    ended = f"{score:.2g} after {max(row['steps'] for row in failed):,}"
+    away = not score < 10 * rows[0]["baseline"]
+    ended = f"{'ran away' if away else f'{score:.2g}'} after {max(row['steps'] for row in failed):,}"
     if learnt:
         return f"{len(learnt)} of {len(rows)}: {steps}, else {ended}"
     return f"{ended} ({mean(early)})" if early else ended

@@ -118,6 +118,7 @@ def test_entries_of_the_table():
     assert entry([slow, near]) == "1 of 2: **1,400** (950 ± 495), else 0.052 after 3,000"
     assert entry([near]) == "0.052 after 3,000 (600)"
     assert entry([never, never]) == "0.17 after 3,000"
+    assert entry([row_of("steps", 3000, (0, 1.0), (3000, 1e28))]) == "ran away after 3,000"
     assert mean([]) == "–"
     assert table([quick]).splitlines()[2] == "| `gru` | **200** (100) |"
 
