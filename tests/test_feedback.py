@@ -9,9 +9,9 @@ import pytest
 import torch
 from comparison import assert_close, gradients
 from torch import Tensor, nn
+from twins import node_twin
 
 import ritornello as rit
-from ritornello.cells.cell import meaning_of_total, over_predecessors
 from ritornello.errors import ArgumentError
 from ritornello.nn import Bidirectional, Context, Feedback, SelfFed, Stack, feedback
 
@@ -248,12 +248,7 @@ def test_over_trees_the_sum_of_the_childrens_outputs_is_fed() -> None:
         found, _ = rit.Unfold(SelfFed(cell, output)).over([[2, 2, -1]], x, all_states=True)
         below = [cell.State(found.h[k : k + 1], found.c[k : k + 1]) for k in (0, 1)]
         reads = torch.cat([x[2:], found.y[:1] + found.y[1:2]], -1)
-        if cell.slots:
-            new = cell(reads, *below)
-        else:
-            with meaning_of_total(over_predecessors):
-                together = cell.State(*(torch.stack(field, 1) for field in zip(*below, strict=True)))
-                new = cell.State(*(field[:, 0] for field in cell(reads[:, None], together)))
+        new = node_twin(cell, reads, below)
         assert_close(found.h[2:], new.h)
         assert_close(found.y[2:], output(new.h))
 
@@ -378,7 +373,7 @@ REAL = Feedback(UNFOLD, nn.Linear(8, 4))
         ),
         (
             lambda: NET(feed="free"),
-            r"^Feedback: without x and truth, give steps=, how many, and before=, what precedes",
+            r"^Feedback: without x and truth, give steps=, how many, and before=, what precedes each sequence\.$",
         ),
         (lambda: NET(X, feed="free", lengths=[6, 1]), r"^lengths holds 6; each must lie between 0 and the 5 steps"),
         (

@@ -532,7 +532,8 @@ def test_deep_and_many() -> None:
         ),
         (
             lambda: Forest.from_parents([[-1, 0]], [[0, 4]]).schedule(1),
-            r"^Tree 0: node 0 has 1 child, one in slot 4; the cell has 1 slot, from 0 to 0: give it more, or binari",
+            r"^Tree 0: node 0 has 1 child, one in slot 4; the cell has 1 slot, from 0 to 0: "
+            r"give it more, or binarise the trees\.$",
         ),
         (lambda: forest([[-1]], slots=0), "^slots must be a positive integer, not 0"),
         (

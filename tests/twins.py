@@ -156,14 +156,19 @@ def tree_twin(cell: Cell, trees: Sequence[Sequence[int]], x: Tensor, enters: Any
 
 def _node(cell: Cell, tree: Sequence[int], node: int, rows: Tensor, enter: Any, done: dict[int, Any]) -> Any:
     below = [_node(cell, tree, child, rows, enter, done) for child, parent in enumerate(tree) if parent == node]
-    if cell.slots is not None:
-        done[node] = cell(rows[node : node + 1], *below, *[enter] * (cell.slots - len(below)))
-        return done[node]
-    predecessors = cell.State(*(torch.cat(field).unsqueeze(0) for field in zip(*(below or [enter]), strict=True)))
-    with meaning_of_total(over_predecessors):
-        new = cell(rows[node].view(1, 1, -1), predecessors)
-    done[node] = cell.State(*(field.squeeze(0) for field in new))
+    missing = (cell.slots or 1) - len(below)
+    done[node] = node_twin(cell, rows[node : node + 1], [*below, *[enter] * missing])
     return done[node]
+
+
+def node_twin(cell: Cell, x: Tensor, below: Sequence[Any]) -> Any:
+    """The state of one node, fields (1, size), from its x (1, features) and its predecessors' states."""
+    if cell.slots is not None:
+        return cell(x, *below)
+    predecessors = cell.State(*(torch.cat(field).unsqueeze(0) for field in zip(*below, strict=True)))
+    with meaning_of_total(over_predecessors):
+        new = cell(x.unsqueeze(0), predecessors)
+    return cell.State(*(field.squeeze(0) for field in new))
 
 
 def graph_twin(cell: Cell, graphs: Sequence[Sequence[Sequence[int]]], x: Tensor, enters: Any) -> tuple[Any, Any]:
@@ -182,10 +187,7 @@ def graph_twin(cell: Cell, graphs: Sequence[Sequence[Sequence[int]]], x: Tensor,
         def state(node: int, graph: Any = graph, enter: Any = enter, rows: Tensor = rows, done: Any = done) -> Any:
             if node not in done:
                 read = [state(other, graph, enter, rows, done) for other in graph[node] if other >= 0] or [enter]
-                gathered = cell.State(*(torch.cat(field).unsqueeze(0) for field in zip(*read, strict=True)))
-                with meaning_of_total(over_predecessors):
-                    new = cell(rows[node].view(1, 1, -1), gathered)
-                done[node] = cell.State(*(field.squeeze(0) for field in new))
+                done[node] = node_twin(cell, rows[node : node + 1], read)
             return done[node]
 
         nodes.extend(state(node) for node in range(len(graph)))

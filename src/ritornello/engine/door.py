@@ -45,10 +45,9 @@ def settle_input(cell: Cell, x: Tensor, batch_first: bool) -> tuple[Tensor, Layo
         raise ArgumentError(f"x must be a tensor of shape {order}, not {type(x).__name__}.")
     if x.dim() not in (2, 3):
         raise ArgumentError(f"x has shape {tuple(x.shape)}; expected {order}, or (time, features) for one sequence.")
-    _check_float(x)
+    x = _settle_dtype(cell, x)
     if x.shape[-1] != cell.input_size:
         raise ArgumentError(f"x has {x.shape[-1]} features; {name} was made with input_size={cell.input_size}.")
-    x = _settle_dtype(cell, x)
     batched = x.dim() == 3
     if not batched:
         x = x.unsqueeze(1)
@@ -70,17 +69,13 @@ def settle_nodes(cell: Cell, x: Tensor, count: int, inputs: str) -> Tensor:
     return _settle_dtype(cell, x)
 
 
-def _check_float(x: Tensor) -> None:
+def _settle_dtype(cell: Cell, x: Tensor) -> Tensor:
+    """Checks that x and the cell's parameters fit together; under autocast x enters, and states stay, in float32."""
     if not x.is_floating_point():
         raise ArgumentError(
             f"x has dtype {x.dtype}; expected a floating-point dtype, such as {torch.float32}: symbols become vectors "
             "by torch.nn.Embedding."
         )
-
-
-def _settle_dtype(cell: Cell, x: Tensor) -> Tensor:
-    """Checks that x and the cell's parameters fit together; under autocast x enters, and states stay, in float32."""
-    _check_float(x)
     weight = next(cell.parameters(), x)
     if weight.device != x.device:
         raise ArgumentError(

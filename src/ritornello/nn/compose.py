@@ -165,10 +165,10 @@ class Stack(nn.Module):
             raise ArgumentError(
                 "Stack: residual=True and skip=True clash: with skip connections a layer reads more than it gives."
             )
-        for name in options:
-            if name not in _OPTIONS:
-                known = {*_OPTIONS, *inspect.signature(cls.of).parameters} - {"options"}
-                raise ArgumentError(f"Unknown option {name!r} of Stack.of: {nearest(name, known)}.")
+        if unknown := options.keys() - inspect.signature(Unfold).parameters.keys():
+            known = inspect.signature(cls.of).parameters.keys() | inspect.signature(Unfold).parameters.keys()
+            told = nearest(min(unknown), known - {"options"})
+            raise ArgumentError(f"Unknown option {min(unknown)!r} of Stack.of: {told}.")
         unfold: Any = Unfold
         if variational_dropout:
             unfold = partial(VariationalDropout, inputs=variational_dropout, recurrent=variational_dropout)
@@ -210,9 +210,6 @@ class Stack(nn.Module):
         return ", ".join(
             [*(["skip=True"] if self.skip else []), *([f"dropout={self.dropout}"] if self.dropout else [])]
         )
-
-
-_OPTIONS = ("reverse", "batch_first", "learn_initial", "adjoint", "executor")  # of `Unfold`, for every layer
 
 
 def check_maker(owner: str, make: Any) -> None:

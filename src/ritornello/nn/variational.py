@@ -86,9 +86,11 @@ class VariationalDropout(Unfold):
         state: Any = None,
         *,
         inputs: str = "nodes",
-        all_states: bool = False,
+        **options: Any,
     ) -> tuple[Any, Any]:
         """As `Unfold.over`, with the same masks at all nodes of a tree."""
+        if not self.training:
+            return super().over(trees, x, state, inputs=inputs, **options)
         trees = trees if isinstance(trees, Acyclic) else Forest.from_parents(trees)
         given = torch.from_numpy(trees.given(inputs))
         x = door.settle_nodes(self._masked.cell, x, len(given), inputs)
@@ -97,7 +99,7 @@ class VariationalDropout(Unfold):
             given = torch.arange(trees.nodes)
         of = torch.from_numpy(trees.tree_of)[given].to(x.device)
         x = self._with_masks(x, len(trees), lambda mask: mask[of])
-        return super().over(trees, x, state, inputs=inputs, all_states=all_states)
+        return super().over(trees, x, state, inputs=inputs, **options)
 
     def stepper(self, rows: int = 1) -> Stepper:
         """As `Unfold.stepper`, in evaluation."""

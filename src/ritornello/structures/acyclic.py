@@ -101,6 +101,11 @@ class Acyclic:
 
         Raises:
             ArgumentError: other `inputs`.
+
+        Example:
+            >>> from ritornello.structures import Forest
+            >>> Forest.from_parents([[3, 3, 3, 4, -1]]).given("inner").tolist()
+            [3, 4]
         """
         _check_inputs(inputs)
         leaf = self.heights == 0
