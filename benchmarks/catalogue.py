@@ -85,14 +85,14 @@ def updates(cell: str, hidden: int, minutes: float, quiet: float) -> int:
 
 
 def trained(out: str, text: str, cell: str, hidden: int, steps: int, rate: float, seed: int, parts: tuple) -> dict:
-    """Trains one model, or goes on with it, and scores it."""
+    """Trains one model, or goes on with it, and scores it; one that is to be scored on one part is evaluated once."""
     begin = time.monotonic()
     try:
         if (Path(out) / "config.json").exists():
             run = task.resume(out, cell=cell)
         else:
             options = {**COMMON, "cell": cell, "hidden": hidden, "steps": steps, "lr": rate, "seed": seed}
-            run = task.train(out, train=[text], evaluations=5, **options)
+            run = task.train(out, train=[text], evaluations=1 if len(parts) == 1 else 5, **options)
         scores: dict[str, Any] = {part: run.evaluate(part)["loss"] for part in parts}
     except RunError as error:  # the loss is no number any more, which ends this run and no other
         scores = {**dict.fromkeys(parts, math.inf), "error": str(error)}

@@ -26,6 +26,7 @@ from ritornello.cells import LSTM
 from ritornello.data import corpus
 from ritornello.data.corpus import prepare
 from ritornello.models import LanguageModel
+from ritornello.tasks import experiment
 from ritornello.tasks import language_model as task
 from ritornello.training import loop
 from ritornello.training.files import weights
@@ -76,7 +77,7 @@ class Clock:
         torch.Tensor.backward = self.timed("backward", torch.Tensor.backward)
         loop.clip = self.timed("optimiser", loop.clip)
         torch.optim.AdamW.step = self.timed("optimiser", torch.optim.AdamW.step)
-        loop.train = task.train_loop = self.timed("all", loop.train)
+        experiment.train_loop = self.timed("all", experiment.train_loop)
 
 
 def ours(text: Path, folder: Path, seed: int, steps: int) -> tuple[list[float], float]:
@@ -90,6 +91,7 @@ def plain(text: Path, folder: Path, seed: int, steps: int) -> tuple[list[float],
     tokens = prepare(folder / "text", "char", text)
     torch.manual_seed(seed)
     model = LanguageModel(tokens.tokenizer.vocabulary_size, LSTM, embedding=64, hidden=256)
+    model.start_at(task.LanguageModelTask(tokens, RECIPE["window"], RECIPE["batch"], seed).counts())
     file = folder / "weights.safetensors"
     save_file({name: tensor.detach() for name, tensor in weights(model).items()}, file)
     done = subprocess.run(

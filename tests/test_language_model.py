@@ -109,6 +109,24 @@ class TestModel:
         for values in read.values():
             assert 0.2 < float((values == 0).float().mean()) < 0.3
 
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_it_begins_with_the_frequencies_of_its_symbols(self, tied):
+        model = LanguageModel(5, rit.LSTM, embedding=4, hidden=4, tied=tied)
+        with torch.no_grad():
+            model.embed.weight.zero_()
+            model.output.weight.zero_()
+        model.start_at(torch.tensor([9, 0, 3, 3, 0]))
+        assert_close(
+            model(torch.zeros(2, 3, dtype=torch.long))[0].exp(), (torch.tensor([10, 1, 4, 4, 1]) / 20).expand(2, 3, 5)
+        )
+
+    def test_frequencies_of_another_vocabulary_are_refused(self):
+        model = LanguageModel(**SIZES)
+        before = model.output.bias.clone()
+        with pytest.raises(ArgumentError, match=r"counts must have shape \(5,\), one for each symbol .* not \(4,\)"):
+            model.start_at(torch.ones(4))
+        assert torch.equal(model.output.bias, before)
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -150,6 +168,14 @@ class TestHello:
         model = train(tmp_path / "run", **options, hidden=8, embedding=4, steps=100, lr=0.05, warmup=0)
         assert sorted(model.tokenizer.symbols) == ["e", "h", "l", "o"]
         assert model.sample("h", length=4, temperature=0) == "hello"
+
+    def test_training_begins_with_the_frequencies_of_its_part(self, tmp_path):
+        (tmp_path / "text.txt").write_text("ab" * 30 + "aaac" * 10)
+        (tmp_path / "other.txt").write_text("dddd")
+        options = {"train": tmp_path / "text.txt", "valid": tmp_path / "other.txt", "batch": 2, "window": 4}
+        model = train(tmp_path / "run", **options, steps=1, lr=1e-12)
+        found = dict(zip(model.tokenizer.symbols, model.model.output.bias.exp().tolist(), strict=True))
+        assert found == pytest.approx({"a": 61 / 104, "b": 31 / 104, "c": 11 / 104, "d": 1 / 104}, rel=1e-5)
 
 
 def slow_narrow(log_p: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:

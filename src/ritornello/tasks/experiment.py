@@ -56,6 +56,9 @@ class Experiment(Generic[Found]):
         """The model, with its first weights."""
         raise NotImplementedError
 
+    def begin(self, task: Any, model: Any) -> None:
+        """Sets those of the model's first weights that hang on the data."""
+
     def use(self, run: Run, model: Any, known: Any) -> Found:
         """The trained model in use."""
         raise NotImplementedError
@@ -157,11 +160,14 @@ class Experiment(Generic[Found]):
     def fit(self, run: Run, cell: Callable[..., Any], watch: Display | None, *, resume: bool) -> Found:
         """Trains on a prepared run."""
         config, known = self.section(run, "training"), self.known(run)
+        task, threads = self.task(run, known), torch.get_num_threads()
         torch.manual_seed(config.seed)
-        model, threads = self.build(run, known, cell).to(config.device), torch.get_num_threads()
+        model = self.build(run, known, cell)
+        self.begin(task, model)
+        model.to(config.device)
         torch.set_num_threads(config.threads or threads)
         try:
-            _, interrupted = train_loop(self.task(run, known), model, config, run, resume=resume, watch=watch)
+            _, interrupted = train_loop(task, model, config, run, resume=resume, watch=watch)
         finally:
             torch.set_num_threads(threads)
         found: Any = self.use(run, self.best(run, model), known)

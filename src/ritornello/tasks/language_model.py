@@ -30,6 +30,8 @@ from ritornello.training.files import read_tensors, write_tensors
 from ritornello.training.log import Log
 from ritornello.training.run import Run
 
+BLOCK = 1 << 20  # tokens read at once, where all are read
+
 
 class LanguageModelTask:
     """Contiguous batches of a text whose state carries over, and the cross-entropy of the next token.
@@ -67,6 +69,14 @@ class LanguageModelTask:
         lane = (len(self.text) - 1) // batch
         spare = -(-window // batch)
         self.lane = lane - spare if lane >= 10 * spare else lane
+
+    def counts(self) -> Tensor:
+        """How often each token stands in the training part: (vocabulary,) integers."""
+        found = torch.zeros(self.corpus.tokenizer.vocabulary_size, dtype=torch.long)
+        for start in range(0, len(self.text), BLOCK):
+            tokens = self.read(np.array([start]), min(BLOCK, len(self.text) - start))[0]
+            found += torch.from_numpy(np.bincount(tokens, minlength=len(found)))
+        return found
 
     def windows(self) -> int:
         return -(-self.lane // self.window)
@@ -145,6 +155,9 @@ class LanguageModelExperiment(Experiment[LanguageModelRun]):
             dropout=config.dropout,
             tied=config.tied,
         )
+
+    def begin(self, task: LanguageModelTask, model: LanguageModel) -> None:
+        model.start_at(task.counts())
 
     def use(self, run: Run, model: LanguageModel | NGramModel, known: Tokenizer) -> LanguageModelRun:
         return LanguageModelRun(run, model, known)
