@@ -43,13 +43,14 @@ def mean(steps: list[int]) -> str:
 
 
 def entry(rows: list[Row]) -> str:
-    """A contender's runs at one task: steps until learnt (to the first mark), and how those that failed ended."""
+    """A contender's runs at one task: steps until learnt (to the first mark), and how those that failed ended: the best
+    of their last ten scores, because a single score may fall on a spike."""
     early, learnt = steps_to(rows, 0), steps_to(rows, 1)
     steps = f"**{mean(learnt)}** ({mean(early)})"
     if len(learnt) == len(rows):
         return steps
     failed = [row for row in rows if row["end"] != "learnt"]
-    score = statistics.mean(row["curve"][-1][1] for row in failed)
+    score = statistics.mean(min(score for _, score in row["curve"][-10:]) for row in failed)
     away = not score < 10 * rows[0]["baseline"]
     ended = f"{'ran away' if away else f'{score:.2g}'} after {max(row['steps'] for row in failed):,}"
     if learnt:

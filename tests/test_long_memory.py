@@ -118,7 +118,16 @@ def test_entries_of_the_table():
     assert entry([slow, near]) == "1 of 2: **1,400** (950 ± 495), else 0.052 after 3,000"
     assert entry([near]) == "0.052 after 3,000 (600)"
     assert entry([never, never]) == "0.17 after 3,000"
-    assert entry([row_of("steps", 3000, (0, 1.0), (3000, 1e28))]) == "ran away after 3,000"
+    assert entry([row_of("steps", 3000, (0, 1e28), (3000, 1e28))]) == "ran away after 3,000"
+    spike = row_of("steps", 3000, *((step, 0.02) for step in range(0, 3000, 100)), (3000, 1e28))
+    assert entry([spike]) == "0.02 after 3,000 (0)"
+    gone = row_of(
+        "steps",
+        3000,
+        *((step, 0.02) for step in range(0, 2100, 100)),
+        *((step, 1e28) for step in range(2100, 3001, 100)),
+    )
+    assert entry([gone]) == "ran away after 3,000 (0)"
     assert mean([]) == "–"
     assert table([quick]).splitlines()[2] == "| `gru` | **200** (100) |"
 

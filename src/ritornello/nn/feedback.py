@@ -119,7 +119,8 @@ class Feedback(nn.Module):
             state: as the layer's.
             feed: "teacher" (default), "free", or the probability of the truth, 0 to 1.
             steps: how many, where there is neither x nor truth.
-            before: (batch,) symbols, or (batch, output features): y^(0), as where sequences go on. Default: `start`.
+            before: (batch,) symbols, or (batch, output features): y^(0), as where sequences go on. Default: `start`;
+                needed where neither x nor truth tells how many sequences there are.
             temperature: what is chosen among symbols: 0 (default) the likeliest; else one drawn from
                 softmax(logits / temperature).
             lengths: (batch,) steps of each sequence; the truth beyond is not read.
