@@ -43,7 +43,7 @@ def read(drawn: list[Scene]) -> tuple[Instances, torch.Tensor]:
 class RegionParser(Parser):
     """Regions' features through one layer, then the constituency Tree-LSTM, whose two slots can compare.
 
-    A cell that sums cannot tell two equal colours from two that lie as far on both sides of theirs.
+    A cell that sums reads only the sum, in which two equal colours look like two as far on both sides of theirs.
     """
 
     def __init__(self) -> None:
