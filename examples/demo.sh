@@ -6,7 +6,7 @@ run() {
 }
 
 run 'rit train lm --model ngram --out runs/demo-ngram --overwrite'
-run "rit train lm --minutes ${MINUTES:-2.5} --out runs/demo --overwrite"
+run "rit train lm --minutes ${MINUTES:-2.5} --dropout 0.2 --out runs/demo --overwrite"
 run 'rit evaluate runs/demo runs/demo-ngram'
 run 'rit sample runs/demo --prompt "The " --length 600'
 
