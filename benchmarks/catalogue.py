@@ -1,13 +1,12 @@
 """Every cell of the catalogue as a language model: equal parameters, ten minutes of one core each.
 
-    python benchmarks/catalogue.py --text FILE --out DIR [--cell lstm ...] [--seeds 1] [--workers 2]
+    python benchmarks/catalogue.py --text FILE --out DIR [--cell lstm ...] [--rates 0.003] [--seeds 1] [--workers 2]
     python benchmarks/catalogue.py --out DIR --table
 
-A cell's units are chosen so that the whole model has `--parameters` weights. A quiet trial measures how many updates
-ten minutes hold, one cell after the other; then all train for as many, so that a machine that is busy meanwhile changes
-nothing. Of the learning rates each is tried for a tenth of that. Short trials favour high rates, so the first
-seed's run is made at the best of them and at the next lower one; the better of the two stands, and other seeds use its
-rate. Rows go to DIR/results.jsonl as they are found; what stands there is not done again.
+A cell's units are chosen so that the whole model has `--parameters` weights. How many updates ten minutes hold is
+measured first, one cell after the other on a quiet machine; then all train for as many, so that a machine that is busy
+meanwhile changes nothing. Each rate is a whole run of the first seed, for short trials favour high rates; the best of
+them stands, and other seeds use it. Rows go to DIR/results.jsonl as they are found; what is there is not done again.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -35,9 +34,10 @@ from ritornello.training.config import TrainingConfig
 from ritornello.training.optimise import clip, make_optimiser
 
 VOCABULARY, EMBEDDING, LAYERS, DROPOUT = 84, 64, 2, 0.1
-BATCH, WINDOW, RATES = 32, 64, (0.001, 0.003, 0.01)
+BATCH, WINDOW = 32, 64
 COMMON = {"split": "80/10/10", "embedding": EMBEDDING, "layers": LAYERS, "dropout": DROPOUT, "batch": BATCH,
           "window": WINDOW, "threads": 1, "precision": "bfloat16", "tied": False}  # fmt: skip
+PARTS = ("valid", "test")
 
 
 def model_of(cell: str, hidden: int) -> LanguageModel:
@@ -84,18 +84,18 @@ def updates(cell: str, hidden: int, minutes: float, quiet: float) -> int:
     return int(60 * minutes / statistics.median(spent[2:]))
 
 
-def trained(out: str, text: str, cell: str, hidden: int, steps: int, rate: float, seed: int, parts: tuple) -> dict:
-    """Trains one model, or goes on with it, and scores it; one that is to be scored on one part is evaluated once."""
+def trained(out: str, text: str, cell: str, hidden: int, steps: int, rate: float, seed: int) -> dict:
+    """Trains one model, or goes on with it, and scores it."""
     begin = time.monotonic()
     try:
         if (Path(out) / "config.json").exists():
             run = task.resume(out, cell=cell)
         else:
             options = {**COMMON, "cell": cell, "hidden": hidden, "steps": steps, "lr": rate, "seed": seed}
-            run = task.train(out, train=[text], evaluations=1 if len(parts) == 1 else 5, **options)
-        scores: dict[str, Any] = {part: run.evaluate(part)["loss"] for part in parts}
+            run = task.train(out, train=[text], evaluations=5, **options)
+        scores: dict[str, Any] = {part: run.evaluate(part)["loss"] for part in PARTS}
     except RunError as error:  # the loss is no number any more, which ends this run and no other
-        scores = {**dict.fromkeys(parts, math.inf), "error": str(error)}
+        scores = {**dict.fromkeys(PARTS, math.inf), "error": str(error)}
     return {**scores, "seconds": time.monotonic() - begin}
 
 
@@ -134,56 +134,29 @@ def measure(results: Results, cells: list[str], parameters: int, minutes: float,
 
 
 def train_all(
-    results: Results, text: str, cells: list[str], seeds: list[int], workers: int, share: float, bar: Progress
+    results: Results, text: str, cells: list[str], rates: list[float], seeds: list[int], workers: int, bar: Progress
 ) -> None:
-    """Rates first, then whole runs, `workers` at a time."""
+    """All runs that are not there yet, one seed after the other, `workers` at a time."""
     context = multiprocessing.get_context("spawn")
-
-    def through(jobs: list[tuple[Callable[..., dict], tuple, dict]], what: str) -> None:
-        waiting = bar.add_task(what, total=len(jobs))
+    for seed in seeds:
+        jobs = list(runs(results, text, cells, rates, seed))
+        waiting = bar.add_task(f"training, seed {seed}", total=len(jobs))
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            known = {pool.submit(function, *arguments): row for function, arguments, row in jobs}
+            known = {pool.submit(trained, *arguments): row for arguments, row in jobs}
             for done in as_completed(known):
                 results.add(**known[done], **done.result())
                 bar.advance(waiting)
 
-    through(list(trials(results, text, cells, share)), "which rate")
-    for seed in seeds:
-        through(list(runs(results, text, cells, seed)), f"training, seed {seed}")
 
-
-def trials(results: Results, text: str, cells: list[str], share: float) -> Iterator[tuple]:
-    """Short runs at each rate."""
+def runs(results: Results, text: str, cells: list[str], rates: list[float], seed: int) -> Iterator[tuple[tuple, dict]]:
+    """Arguments and row of each run to do: the first seed's at all rates, another's at the best of these."""
     for cell in cells:
-        plan = results.find(kind="plan", cell=cell)
-        for rate in RATES:
-            row = {"kind": "trial", "cell": cell, "rate": rate}
-            if plan and not results.find(**row):
-                steps = max(1, int(share * plan["steps"]))
-                out = str(results.out / "trials" / f"{cell}-{rate}")
-                yield trained, (out, text, cell, plan["hidden"], steps, rate, 1, ("valid",)), row
-
-
-def runs(results: Results, text: str, cells: list[str], seed: int) -> Iterator[tuple]:
-    """Whole runs."""
-    for cell in cells:
-        plan = results.find(kind="plan", cell=cell)
-        for rate in rates(results, cell, seed):
+        plan, made = results.find(kind="plan", cell=cell), standing(results, cell)
+        for rate in [made[0]["rate"]] if made and made[0]["seed"] != seed else rates:
             row = {"kind": "run", "cell": cell, "seed": seed, "rate": rate}
             if plan and not results.find(**row):
                 out = str(results.out / "runs" / f"{cell}-{rate}-{seed}")
-                arguments = (out, text, cell, plan["hidden"], plan["steps"], rate, seed, ("valid", "test"))
-                yield trained, arguments, row
-
-
-def rates(results: Results, cell: str, seed: int) -> list[float]:
-    """Of a cell's first seed the best rate of the trials and the next lower one; of others the better of these."""
-    made = standing(results, cell)
-    if made and made[0]["seed"] != seed:
-        return [made[0]["rate"]]
-    tried = [row for row in results.rows if row["kind"] == "trial" and row["cell"] == cell]
-    best = min(tried, key=lambda each: each["valid"])["rate"] if tried else 0.0
-    return [rate for rate in RATES if rate <= best][-2:]
+                yield (out, text, cell, plan["hidden"], plan["steps"], rate, seed), row
 
 
 def standing(results: Results, cell: str) -> list[dict[str, Any]]:
@@ -210,7 +183,7 @@ def table(results: Results) -> str:
     for _, cell, plan, scores in sorted(found, key=lambda each: each[0]):
         assert plan is not None
         speed = plan["steps"] * BATCH * WINDOW / (60 * plan["minutes"])
-        told = [_mean([row[part] for row in scores]) for part in ("valid", "test")]
+        told = [_mean([row[part] for row in scores]) for part in PARTS]
         cells = [f"`{cell}`", str(plan["hidden"]), f"{plan['weights']:,}", f"{speed:,.0f}", f"{scores[0]['rate']:g}"]
         lines.append("| " + " | ".join([*cells, *told, str(len(scores))]) + " |")
     return "\n".join(lines)
@@ -228,11 +201,11 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--text", help="the text to learn")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--cell", nargs="*", default=[], help="cells by name; none: the whole catalogue")
+    parser.add_argument("--rates", nargs="*", type=float, default=[0.003], help="learning rates of the first seed")
     parser.add_argument("--seeds", nargs="*", type=int, default=[1])
     parser.add_argument("--parameters", type=int, default=1_300_000)
     parser.add_argument("--minutes", type=float, default=10.0, help="of one core, for each run")
     parser.add_argument("--quiet", type=float, default=8.0, help="seconds in which each cell's speed is measured")
-    parser.add_argument("--trial", type=float, default=0.1, help="share of a run in which each rate is tried")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument("--table", action="store_true", help="print what has been found, and stop")
     asked = parser.parse_args(words)
@@ -246,7 +219,7 @@ def main(words: list[str] | None = None) -> None:
                 catalogue.find(cell)
             with Progress(disable=not sys.stderr.isatty()) as bar:
                 measure(results, cells, asked.parameters, asked.minutes, asked.quiet, bar)
-                train_all(results, asked.text, cells, asked.seeds, asked.workers, asked.trial, bar)
+                train_all(results, asked.text, cells, asked.rates, asked.seeds, asked.workers, bar)
     except RitornelloError as error:
         sys.exit(f"catalogue: {error}")
     print(table(results))

@@ -12,14 +12,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import catalogue
 
 WORDS = "Once upon a time there was a small cell, and it went round and round. " * 40
-SHORT = ("--parameters", "20000", "--minutes", "0.001", "--trial", "0.5", "--quiet", "0.1", "--workers", "1")
+SHORT = ("--parameters", "20000", "--minutes", "0.001", "--quiet", "0.1", "--workers", "1")
 
 
 def test_a_run_that_diverges_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "text.txt"
     text.write_text(WORDS)
-    found = catalogue.trained(str(tmp_path / "run"), str(text), "irnn", 8, 30, 1e18, 1, ("valid",))
-    assert found["valid"] == math.inf
+    found = catalogue.trained(str(tmp_path / "run"), str(text), "irnn", 8, 30, 1e18, 1)
+    assert found["valid"] == found["test"] == math.inf
     assert found["error"].startswith("The loss is ")
     results = catalogue.Results(tmp_path)
     results.add(kind="plan", cell="irnn", hidden=8, weights=9, steps=30, minutes=1.0)
@@ -37,19 +37,16 @@ def test_a_folder_holds_runs_of_one_size_and_time(tmp_path: Path) -> None:
         catalogue.main([*words, "--minutes", "0.002"])
 
 
-def test_the_first_seed_decides_between_two_rates(tmp_path: Path) -> None:
+def test_the_first_seed_decides_between_rates(tmp_path: Path) -> None:
     results = catalogue.Results(tmp_path)
+    assert list(catalogue.runs(results, "text", ["gru"], [0.003, 0.01], 1)) == [], "its speed is not known"
     results.add(kind="plan", cell="gru", hidden=8, weights=9, steps=30, minutes=1.0)
-    assert catalogue.rates(results, "gru", 1) == []
-    for rate, valid in ((0.001, 2.0), (0.003, 1.9), (0.01, 1.8)):
-        results.add(kind="trial", cell="gru", rate=rate, valid=valid)
-    assert catalogue.rates(results, "gru", 1) == [0.003, 0.01]
-    jobs = [row for _, _, row in catalogue.runs(results, "text", ["gru"], 1)]
-    for row, valid in zip(jobs, (1.2, math.inf), strict=True):
+    jobs = list(catalogue.runs(results, "text", ["gru"], [0.003, 0.01], 1))
+    for (_, row), valid in zip(jobs, (1.2, math.inf), strict=True):
         results.add(**row, valid=valid, test=valid)
-    assert catalogue.rates(results, "gru", 1) == [0.003, 0.01]
-    assert list(catalogue.runs(results, "text", ["gru"], 1)) == [], "made"
-    (job,) = catalogue.runs(results, "text", ["gru"], 2)
-    assert job[2] == {"kind": "run", "cell": "gru", "seed": 2, "rate": 0.003}
-    results.add(**job[2], valid=1.4, test=1.4)
+    assert list(catalogue.runs(results, "text", ["gru"], [0.003, 0.01], 1)) == [], "made"
+    assert [row["rate"] for _, row in catalogue.runs(results, "text", ["gru"], [0.001, 0.01], 1)] == [0.001]
+    ((_, row),) = catalogue.runs(results, "text", ["gru"], [0.001, 0.01], 2)
+    assert row == {"kind": "run", "cell": "gru", "seed": 2, "rate": 0.003}
+    results.add(**row, valid=1.4, test=1.4)
     assert catalogue.table(results).endswith("| 0.003 | 1.3000 ± 0.1414 | 1.3000 ± 0.1414 | 2 |")

@@ -39,7 +39,7 @@ SHORTER = {  # what takes minutes on the page, and what the test runs in its pla
     r"python benchmarks/(adjoints.py) .*": rf"{SCRIPT} --time 50 --hidden 8 --rounds 1",
     r"python benchmarks/(memory.py) .*": rf"{SCRIPT} --gigabytes 0.002 --steps 4",
     r"python benchmarks/(catalogue.py) --text .*": rf"{SCRIPT} --out runs/cells --text FILE.txt --cell elman"
-    " --parameters 20000 --minutes 0.001 --trial 0.5 --quiet 0.1",
+    " --parameters 20000 --minutes 0.001 --quiet 0.1",
     r"python benchmarks/(catalogue.py) --out \S+ --table": rf"{SCRIPT} --out runs/cells --table",
     r"rit bench --all.*": "rit bench --help",
 }
