@@ -163,7 +163,8 @@ class Experiment(Generic[Found]):
         task, threads = self.task(run, known), torch.get_num_threads()
         torch.manual_seed(config.seed)
         model = self.build(run, known, cell)
-        self.begin(task, model)
+        if not run.checkpoint_file.exists():
+            self.begin(task, model)
         model.to(config.device)
         torch.set_num_threads(config.threads or threads)
         try:
