@@ -36,7 +36,7 @@ from ritornello.training.optimise import clip, make_optimiser
 VOCABULARY, EMBEDDING, LAYERS, DROPOUT = 84, 64, 2, 0.1
 BATCH, WINDOW = 32, 64
 COMMON = {"split": "80/10/10", "embedding": EMBEDDING, "layers": LAYERS, "dropout": DROPOUT, "batch": BATCH,
-          "window": WINDOW, "threads": 1, "precision": "bfloat16", "tied": False}  # fmt: skip
+          "window": WINDOW, "threads": 1, "precision": "auto", "tied": False}  # fmt: skip
 PARTS = ("valid", "test")
 
 
@@ -63,10 +63,10 @@ def units(cell: str, parameters: int) -> int:
 
 
 def updates(cell: str, hidden: int, minutes: float, quiet: float) -> int:
-    """How many updates fit into the time on one thread, by the median of those done in `quiet` seconds, in bfloat16."""
+    """How many updates fit into the time on one thread, by the median of those done in `quiet` seconds."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = TrainingConfig(steps=1, threads=1, precision="bfloat16")
+    config = TrainingConfig(steps=1, threads=1, precision="auto")
     model = model_of(cell, hidden)
     optimiser = make_optimiser(model, config)
     tokens = torch.randint(VOCABULARY, (WINDOW + 1, BATCH))
@@ -74,7 +74,7 @@ def updates(cell: str, hidden: int, minutes: float, quiet: float) -> int:
     while len(spent) < 5 or time.perf_counter() - begin < quiet:
         start = time.perf_counter()
         optimiser.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
             logits = model(tokens[:-1])[0]
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[1:].flatten())
         loss.backward()

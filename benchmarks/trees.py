@@ -29,6 +29,7 @@ from ritornello.data.brackets import read_trees, write_trees
 from ritornello.data.trees import Trees
 from ritornello.engine import Unfold
 from ritornello.errors import RitornelloError
+from ritornello.processor import has_bfloat16
 from ritornello.structures import Forest
 from ritornello.tasks import tree as task
 
@@ -124,19 +125,21 @@ def compare(forest: Forest, size: int, seconds: float, table: Table) -> None:
 
     calls = {
         "compiled": step(ours("cpu"), cell, x),
-        "compiled, bfloat16": step(in_half(ours("cpu")), cell, x),
         "reference executor": step(ours("reference"), cell, x),
         "plain, by level": step(plain, cell, x),
-        "plain, by level, bfloat16": step(in_half(plain), cell, x),
         "plain, node by node": step(lambda x: by_node(cell, some, x), cell, few),
     }
+    ceilings = {"": find_ceiling(torch.float32, seconds / 6)}
+    if has_bfloat16():
+        calls["compiled, bfloat16"] = step(in_half(ours("cpu")), cell, x)
+        calls["plain, by level, bfloat16"] = step(in_half(plain), cell, x)
+        ceilings["16"] = find_ceiling(torch.bfloat16, seconds / 6)
     alike(
         calls["plain, node by node"](), step(lambda x: by_level(cell, Levels(some), some.nodes, x), cell, few)(), 1e-3
     )
     expected = calls["plain, by level"]()
-    for name in ("compiled", "reference executor", "compiled, bfloat16", "plain, by level, bfloat16"):
+    for name in calls.keys() - {"plain, node by node"}:
         alike(calls[name](), expected, 5e-2 if "bfloat16" in name else 1e-3)
-    ceilings = {name: find_ceiling(kind, seconds / 6) for name, kind in (("", torch.float32), ("16", torch.bfloat16))}
     times = interleave(calls | {f"ceiling{name}": each.call for name, each in ceilings.items()}, seconds)
     scale = {name: forest.nodes / some.nodes if name == "plain, node by node" else 1.0 for name in calls}
     best = times["compiled"].best
@@ -155,7 +158,7 @@ def alike(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None
 
 
 def epoch(trees: Trees, batch: int, epochs: int, console: Console) -> None:
-    """Seconds of an epoch as `rit train tree` trains it: dropout 0.5, adagrad, bfloat16, the loss at every node."""
+    """Seconds of an epoch as `rit train tree` trains it: dropout 0.5, adagrad, the loss at every node."""
     with tempfile.TemporaryDirectory() as folder:
         train, valid = Path(folder, "train.txt"), Path(folder, "valid.txt")
         write_trees(train, trees)
@@ -163,7 +166,8 @@ def epoch(trees: Trees, batch: int, epochs: int, console: Console) -> None:
         budget = {"epochs": epochs, "evaluations": epochs, "batch": batch, "threads": torch.get_num_threads()}
         run = task.train(Path(folder, "run"), train=train, valid=valid, **budget)
         best = min(row["epoch_seconds"] for row in run.run.metrics())
-    console.print(f"an epoch of {len(trees):,} trees, {batch} a batch, bfloat16: {best:.2f} s (best of {epochs})")
+    precision = run.run.config["training"]["precision"]
+    console.print(f"an epoch of {len(trees):,} trees, {batch} a batch, {precision}: {best:.2f} s (best of {epochs})")
 
 
 def deep_and_many(least: int, console: Console) -> None:

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 import ritornello as rit
+from ritornello import processor
 from ritornello.bench import (
     ceiling,
     contenders,
     dropin,
-    machine,
     roster,
     scan,
     sections,
@@ -73,7 +73,7 @@ STRANGERS = """
 """
 
 
-HALVES = pytest.mark.skipif(not machine.has_bfloat16(), reason="no instructions for bfloat16")
+HALVES = pytest.mark.skipif(not processor.has_bfloat16(), reason="no instructions for bfloat16")
 
 
 @pytest.fixture(autouse=True)
@@ -208,7 +208,7 @@ class TestCommand:
             for each in row["times"].values():
                 assert set(each) == {"best_ms", "median_ms", "calls", "gflops"}
                 assert each["calls"] >= 3
-        halves = ["lstm", "peephole"] if machine.has_bfloat16() else []
+        halves = ["lstm", "peephole"] if processor.has_bfloat16() else []
         assert [each["cell"] for each in found["bfloat16"]] == halves
         assert all(each["ratio"] == each["float32_ms"] / each["bfloat16_ms"] for each in found["bfloat16"])
         walks = [("lstm", 128, {OURS, NN, CELL}), ("peephole", 128, {OURS, CELL})]
@@ -241,7 +241,7 @@ class TestCommand:
         assert {name for name in ("bfloat16", "streaming", "first_call") if found[name]} == more
 
     def test_without_instructions_for_bfloat16(self, shell, monkeypatch):
-        monkeypatch.setattr(machine, "instruction_set", lambda: "avx2")
+        monkeypatch.setattr(processor, "instruction_set", lambda: "avx2")
         status, _, error = shell("--bfloat16", "--cell", "lstm", *QUICK)
         assert (status, error) == (
             2,

@@ -12,6 +12,7 @@ import torch
 from test_parser import sentences
 
 import ritornello as rit
+from ritornello import processor
 from ritornello.data.brackets import format_trees
 from ritornello.errors import ArgumentError, CellError, DataError, RunError
 from ritornello.models import parser
@@ -103,8 +104,21 @@ def test_width_and_margin_reach_the_search(
     assert seen == [(3, 0.0)]
 
 
-def test_a_parser_trains_in_bfloat16(files: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("isa", "told"),
+    [("avx2", ["This processor has no instructions for bfloat16, so that float32 is faster."]), ("avx512bf16", [])],
+)
+def test_a_parser_trains_in_bfloat16(
+    isa: str,
+    told: list[str],
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(processor, "instruction_set", lambda: isa)
     run = parse.train(tmp_path / "run", **files, **SMALL, steps=4, evaluations=1, precision="bfloat16")
+    assert caplog.messages == told
     trees, x = branching([3, 2], "left"), torch.randn(5, run.model.unfold.input_size)
     with torch.autocast("cpu", torch.bfloat16):
         assert run.model(trees, x).dtype == torch.float32

@@ -29,6 +29,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 import ritornello as rit
+from ritornello import processor
 from ritornello.cli.info import info
 from ritornello.errors import ArgumentError, DataError, RitornelloError, RunError
 from ritornello.tasks import language_model
@@ -1256,12 +1257,26 @@ class TestConfig:
             ({"beta2": 2.0}, "beta2 must be below 1"),
             ({"optimiser": "adma"}, "Unknown optimiser 'adma': did you mean adam"),
             ({"schedule": "cosin"}, "Unknown schedule 'cosin': did you mean cosine"),
-            ({"precision": "float16"}, "Unknown precision 'float16': did you mean .*Known: bfloat16, float32"),
+            ({"precision": "float16"}, "Unknown precision 'float16': did you mean .*Known: auto, bfloat16, float32"),
         ],
     )
     def test_training(self, options, message):
         with pytest.raises(ArgumentError, match=message):
             TrainingConfig(**options)
+
+    @pytest.mark.parametrize(
+        ("isa", "device", "expected"),
+        [
+            ("avx512bf16", "cpu", "bfloat16"),
+            ("avx512", "cpu", "float32"),
+            (None, "cpu", "float32"),
+            (None, "cuda", "bfloat16"),
+        ],
+    )
+    def test_auto_becomes_the_quicker_precision(self, isa, device, expected, monkeypatch):
+        monkeypatch.setattr(processor, "instruction_set", lambda: isa)
+        assert TrainingConfig(precision="auto", device=device).precision == expected
+        assert TrainingConfig(precision="float32", device=device).precision == "float32"
 
     @pytest.mark.parametrize(
         ("kind", "options", "message"),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ritornello import __version__
+from ritornello.processor import instruction_set
 
 
 def about() -> dict[str, Any]:
@@ -37,20 +38,6 @@ def processor() -> str:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name}, {cores} cores"
-
-
-def instruction_set() -> str | None:
-    """What the compiled machine uses; None without it."""
-    try:
-        from ritornello import _core
-    except ImportError:
-        return None
-    return _core.instruction_set()
-
-
-def has_bfloat16() -> bool:
-    """Whether the compiled machine has instructions for bfloat16."""
-    return instruction_set() == "avx512bf16"
 
 
 def commit() -> str | None:

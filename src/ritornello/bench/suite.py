@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ritornello import processor
 from ritornello.bench import machine, scan, sections
 from ritornello.bench.ceiling import find_ceiling, region_cost
 from ritornello.bench.goals import Goal, judge
@@ -63,8 +64,8 @@ def run(settings: Settings, watch: Watch) -> dict[str, Any]:
     for shape in (*settings.shapes, *settings.bfloat16, *filter(None, [settings.ragged, settings.long])):
         if min(shape) < 1:
             raise ArgumentError(f"The shape {shape} must be positive: steps, sequences, units.")
-    if settings.bfloat16 and not machine.has_bfloat16():
-        here = machine.instruction_set() or "no extension"
+    if settings.bfloat16 and not processor.has_bfloat16():
+        here = processor.instruction_set() or "no extension"
         raise ArgumentError(f"There are no instructions for bfloat16 here ({here}): leave --bfloat16 out.")
     check_name(settings.executor)
     before = torch.get_num_threads()

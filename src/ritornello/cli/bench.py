@@ -76,10 +76,10 @@ def bench(
     import torch
 
     from ritornello.bench import Mismatch, Settings, run
-    from ritornello.bench.machine import has_bfloat16
     from ritornello.bench.report import Report
     from ritornello.bench.settings import CATALOGUE, DENSE, LONG, RAGGED, STREAM, WIDE
     from ritornello.errors import ArgumentError
+    from ritornello.processor import has_bfloat16
 
     if model and not torch_:
         raise ArgumentError("--model says what --torch is to replace modules in: give both.")

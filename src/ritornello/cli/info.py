@@ -31,6 +31,7 @@ def _installation() -> dict[str, Any]:
     from ritornello import __version__
     from ritornello.cells import CELLS, TREE_CELLS
     from ritornello.executors import EXECUTORS
+    from ritornello.processor import instruction_set
 
     return {
         "ritornello": __version__,
@@ -39,6 +40,7 @@ def _installation() -> dict[str, Any]:
         "cells": ", ".join(sorted(CELLS)),
         "cells for trees": ", ".join(sorted(TREE_CELLS)),
         "executors": ", ".join(EXECUTORS),
+        "instructions": instruction_set() or "no compiled extension",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
@@ -13,6 +14,7 @@ from torch import nn
 
 from ritornello.cells import catalogue
 from ritornello.errors import ArgumentError, CellError, RitornelloError, RunError, nearest
+from ritornello.processor import has_bfloat16
 from ritornello.training.config import from_json
 from ritornello.training.display import Display
 from ritornello.training.files import load_weights, read_tensors
@@ -21,6 +23,7 @@ from ritornello.training.loop import train as train_loop
 from ritornello.training.run import Run
 
 Kinds = Mapping[str, type]  # the sections of a task's configuration, and the dataclass of each
+_log = logging.getLogger("ritornello")
 Found = TypeVar("Found")  # the model in use
 
 
@@ -166,6 +169,8 @@ class Experiment(Generic[Found]):
         if not run.checkpoint_file.exists():
             self.begin(task, model)
         model.to(config.device)
+        if config.precision == "bfloat16" and config.device == "cpu" and not has_bfloat16():
+            _log.warning("This processor has no instructions for bfloat16, so that float32 is faster.")
         torch.set_num_threads(config.threads or threads)
         try:
             _, interrupted = train_loop(task, model, config, run, resume=resume, watch=watch)

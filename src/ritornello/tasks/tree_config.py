@@ -98,4 +98,4 @@ class TreeTrainingConfig(TrainingConfig):
     schedule: str = "constant"
     warmup: int = 0
     clip_norm: float = 5.0
-    precision: str = "bfloat16"
+    precision: str = "auto"

@@ -8,11 +8,12 @@ from os import PathLike
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from ritornello.errors import ArgumentError, RunError, nearest
+from ritornello.processor import has_bfloat16
 
 OPTIMISERS = ("adamw", "adam", "adagrad", "rmsprop", "sgd")
 SCHEDULES = ("cosine", "constant", "plateau")
 CLIP_GROUPS = ("all", "group", "tensor")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16")
 DEFAULT_MINUTES = 3.0
 MOST_THREADS = 1024
 LIMIT = 1 << 63  # of every number: what torch takes as a seed or a size
@@ -49,7 +50,8 @@ class TrainingConfig:
         patience: stop after this many evaluations in a row without a better score; 0 never does.
         seed: of the initial weights, the order of data and dropout.
         device: cpu, cuda, mps, or any name that torch knows.
-        precision: float32, or bfloat16 by torch.autocast.
+        precision: float32; bfloat16 by torch.autocast; or auto, which takes bfloat16 where the processor (AVX512_BF16)
+            or another device multiplies it, and float32 elsewhere.
         threads: of torch; 0 leaves them as they are.
 
     Raises:
@@ -94,6 +96,9 @@ class TrainingConfig:
             value = getattr(self, name)
             if value not in legal:
                 raise ArgumentError(f"Unknown {name} {value!r}: {nearest(str(value), legal)}.")
+        if self.precision == "auto":
+            fast = self.device != "cpu" or has_bfloat16()
+            object.__setattr__(self, "precision", "bfloat16" if fast else "float32")
         check_least(self, 1, "batch", "evaluations")
         for field in fields(self):
             value = getattr(self, field.name)
