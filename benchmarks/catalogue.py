@@ -94,6 +94,7 @@ def trained(out: str, text: str, cell: str, hidden: int, steps: int, rate: float
             options = {**COMMON, "cell": cell, "hidden": hidden, "steps": steps, "lr": rate, "seed": seed}
             run = task.train(out, train=[text], evaluations=5, **options)
         scores: dict[str, Any] = {part: run.evaluate(part)["loss"] for part in PARTS}
+        scores["precision"] = run.run.config["training"]["precision"]
     except RunError as error:  # the loss is no number any more, which ends this run and no other
         scores = {**dict.fromkeys(PARTS, math.inf), "error": str(error)}
     return {**scores, "seconds": time.monotonic() - begin}

@@ -71,10 +71,8 @@ def with_table(text: str, table: Callable[[], str] = support_table) -> str:
 Outcome = tuple[str, str]  # the executor, or "no"; and the reason why it is not the first
 
 
-def outcome(kind: Callable[[int, int], rit.Cell], walk: dict | None, dtype: torch.dtype, adjoint: str) -> Outcome:
+def outcome(cell: rit.Cell, walk: dict | None, dtype: torch.dtype, adjoint: str) -> Outcome:
     """Who runs a cell so, forward and backward."""
-    torch.manual_seed(0)
-    cell = kind(2, 4).to(dtype)
     found: list[Outcome] = []
 
     def watched(name: str, request: Request):
@@ -100,8 +98,13 @@ def every_outcome() -> str:
     """A table for all cells that are alike: structures × adjoints; dtypes where they matter; reasons below."""
     alike: dict[tuple, list[str]] = {}
     for name, kind in (CELLS | TREE_CELLS).items():
+        torch.manual_seed(0)
+        cells = {dtype: kind(2, 4).to(dtype) for dtype in DTYPES}
         key = tuple(
-            outcome(kind, walk, dtype, adjoint) for walk in WALKS.values() for adjoint in ADJOINTS for dtype in DTYPES
+            outcome(cell, walk, dtype, adjoint)
+            for walk in WALKS.values()
+            for adjoint in ADJOINTS
+            for dtype, cell in cells.items()
         )
         alike.setdefault(key, []).append(name)
     parts = []
