@@ -92,14 +92,16 @@ class SpanClassifier(TreeClassifier):
         starts, lengths = spans(trees)
         wanted = np.arange(trees.nodes) if nodes is None else nodes.cpu().numpy()
         order = np.argsort(-lengths[wanted], kind="stable")
+        sizes = lengths[wanted[order]]
         found, done = [], 0
-        while done < len(order):  # those together that are about as long
-            first = wanted[order[done]]
-            some = wanted[order[done : done + max(1, STEPS // lengths[first])]]
-            reach = np.minimum(starts[some] + np.arange(lengths[first])[:, None], len(words) - 1)  # padding: any word
+        while done < len(order):  # those together that are more than half as long as the longest: most nodes are short
+            longest = sizes[done]
+            end = min(np.searchsorted(-sizes, -(longest // 2)), done + max(1, STEPS // longest))
+            some = wanted[order[done:end]]
+            reach = np.minimum(starts[some] + np.arange(longest)[:, None], len(words) - 1)  # padding: any word
             x = self.dropout(self.embed(words[torch.from_numpy(reach).to(words.device)]))
             found.append(self.unfold(x, lengths=torch.from_numpy(lengths[some]))[1][0])
-            done += len(some)
+            done = end
         if not found:
             return self.output(self.output.weight.new_zeros(0, self.output.in_features))
         places = torch.from_numpy(np.argsort(order)).to(words.device)
