@@ -39,7 +39,7 @@ from ritornello.training.checkpoint import Progress, load_checkpoint, save_check
 from ritornello.training.config import from_json
 from ritornello.training.files import read_tensors, write_tensors
 from ritornello.training.optimise import clip, learning_rate, make_optimiser
-from ritornello.training.run import Run
+from ritornello.training.run import Run, alone
 
 TIMES = ("seconds", "epoch_seconds", "tokens_per_second")
 
@@ -1183,6 +1183,43 @@ class TestRun:
             "task": "a test",
             "a": 1,
         }
+
+    def test_two_do_not_work_on_one_run(self, whole, text, tmp_path):
+        path = tmp_path / "run"
+        shutil.copytree(whole, path)
+        message = f"Another process is training {path}: wait for its end, or stop it."
+        with alone(path):
+            for use in (
+                lambda: language_model.resume(path),
+                lambda: language_model.train(path, train=text, steps=1, overwrite=True),
+            ):
+                with pytest.raises(RunError) as raised:
+                    use()
+                assert str(raised.value) == message
+            assert rit.load(path).sample("1", length=5) == rit.load(whole).sample("1", length=5)
+        assert everything(path) == everything(whole)
+        language_model.resume(path)
+        shutil.rmtree(path)
+        with Run.prepare(path, "a test", {}):
+            with pytest.raises(RunError, match=r"Another process is training .*/run: wait"), Run.prepare(path, "b", {}):
+                pass
+            with pytest.raises(RunError, match=r"Another process is training .*/run: wait"), Run.reopen(path, "a test"):
+                pass
+        assert Run.open(path).config["task"] == "a test"
+
+    def test_a_file_system_without_locks_lets_all_in(self, tmp_path, monkeypatch):
+        def without(error):
+            def flock(*_):
+                raise OSError(error, "no locks")
+
+            return flock
+
+        monkeypatch.setattr("fcntl.flock", without(errno.ENOLCK))
+        with Run.prepare(tmp_path / "run", "a test", {}), alone(tmp_path):
+            pass
+        monkeypatch.setattr("fcntl.flock", without(errno.EIO))
+        with pytest.raises(OSError, match="no locks"), alone(tmp_path):
+            pass
 
     def test_an_empty_folder_is_free(self, tmp_path):
         (tmp_path / "run").mkdir()

@@ -20,7 +20,7 @@ from ritornello.training.display import Display
 from ritornello.training.files import load_weights, read_tensors
 from ritornello.training.loop import Task
 from ritornello.training.loop import train as train_loop
-from ritornello.training.run import Run
+from ritornello.training.run import Run, alone
 
 Kinds = Mapping[str, type]  # the sections of a task's configuration, and the dataclass of each
 _log = logging.getLogger("ritornello")
@@ -81,7 +81,8 @@ class Experiment(Generic[Found]):
         with Run.prepare(out, self.name, sections, overwrite=overwrite) as run:
             self.prepare(run, watch)
             self.check(run, cell_class)
-        return self.fit(run.moved(out), cell_class, watch, resume=False)
+        with alone(Path(out)):
+            return self.fit(run.moved(out), cell_class, watch, resume=False)
 
     def resume(
         self,
@@ -100,7 +101,8 @@ class Experiment(Generic[Found]):
             watch: as in `train`.
 
         Raises:
-            RunError: no such run, a damaged one, or one with a foreign cell that is not named. DataError: its data are
+            RunError: no such run, a damaged one, one with a foreign cell that is not named, or one that another
+                process is training. DataError: its data are
                 gone and were not read yet. ArgumentError: an option that is not the run's own.
         """
         given = dict(given or {})
@@ -112,7 +114,8 @@ class Experiment(Generic[Found]):
             if not (run.path / self.prepared).exists():
                 self.prepare(run, watch)
                 self.check(run, cell_class)
-        return self.fit(run.moved(out), cell_class, watch, resume=True)
+        with alone(Path(out)):
+            return self.fit(run.moved(out), cell_class, watch, resume=True)
 
     def load(self, path: str | Path, *, cell: str | type | None = None, device: str = "cpu") -> Found:
         """A trained model from its run folder. Executes nothing that the folder holds.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +14,11 @@ from typing import Any
 from ritornello import __version__
 from ritornello.errors import RunError
 from ritornello.training.files import read_json, write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
 
@@ -40,11 +47,16 @@ class Run:
         """Within it a new run is made beside its place; then it takes its place whole, or, on an error, vanishes.
 
         Raises:
-            RunError: the folder holds something already; with `overwrite` only if that is no run.
+            RunError: the folder holds something already; with `overwrite` only if that is no run, or one that another
+                process is at work on.
         """
         path = Path(path)
         _check_free(path, overwrite)
         making, old = _beside(path, "new"), _beside(path, "old")
+        for folder in (path, making):
+            if folder.is_dir():
+                with alone(folder, path):
+                    pass
         try:
             shutil.rmtree(making, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
@@ -52,15 +64,16 @@ class Run:
         except OSError as error:
             raise RunError(f"Cannot make {path}: {error.strerror or error}.") from error
         config = {"ritornello": __version__, "format": FORMAT, "task": task, **config}
-        write_json(making / "config.json", config)
-        try:
-            yield cls(making, config)
-        except Exception:
-            shutil.rmtree(making)
-            raise
-        if path.exists():
-            path.rename(old)  # at once: a kill leaves a whole run in its place, or the new one beside it for `reopen`
-        making.rename(path)
+        with alone(making, path):
+            write_json(making / "config.json", config)
+            try:
+                yield cls(making, config)
+            except Exception:
+                shutil.rmtree(making)
+                raise
+            if path.exists():
+                path.rename(old)  # at once: a kill leaves a whole run there, or the new one beside it for `reopen`
+            making.rename(path)
         shutil.rmtree(old, ignore_errors=True)
 
     @classmethod
@@ -69,14 +82,16 @@ class Run:
         """Opens a run to go on with, one that was stopped while it was made too; that takes its place at the end.
 
         Raises:
-            RunError: as `open`.
+            RunError: as `open`, or another process is at work on it.
         """
         path = Path(path)
         making = _beside(path, "new")
         unmade = _is_free(path) and (making / "config.json").is_file()
-        yield cls.open(making if unmade else path, task)
-        if unmade:
-            making.rename(path)
+        run = cls.open(making if unmade else path, task)
+        with alone(run.path, path):
+            yield run
+            if unmade:
+                making.rename(path)
 
     def moved(self, path: str | Path) -> Run:
         """The same run in its place."""
@@ -144,6 +159,32 @@ class Run:
         if not all(isinstance(row, dict) and {"step", "valid_loss"} <= row.keys() for row in rows):
             raise RunError(f"{self.metrics_file} is damaged: a line is no object with step and valid_loss.")
         return rows
+
+
+@contextlib.contextmanager
+def alone(folder: Path, name: Path | None = None) -> Iterator[None]:
+    """Within it no other process is at work on this run; one that is killed is not, either.
+
+    Windows, and file systems without locks, let all in.
+
+    Raises:
+        RunError: another one is, telling the run's name.
+    """
+    if fcntl is None:
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"Another process is training {name or folder}: wait for its end, or stop it.") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(held)
 
 
 def _beside(path: Path, what: str) -> Path:
