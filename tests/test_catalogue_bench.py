@@ -50,3 +50,10 @@ def test_the_first_seed_decides_between_rates(tmp_path: Path) -> None:
     assert row == {"kind": "run", "cell": "gru", "seed": 2, "rate": 0.003}
     results.add(**row, valid=1.4, test=1.4)
     assert catalogue.table(results).endswith("| 0.003 | 1.3000 ± 0.1414 | 1.3000 ± 0.1414 | 2 |")
+
+
+def test_the_page_has_the_table_of_the_rows_that_are_kept() -> None:
+    root = Path(__file__).parent.parent
+    kept = catalogue.table(catalogue.Results(root / "benchmarks" / "warpeace"))
+    assert kept.count("\n") > 2
+    assert f"\n{kept}\n" in (root / "docs" / "results.md").read_text("utf-8")

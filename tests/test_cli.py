@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from ritornello.cli import main
 from ritornello.cli.app import app
 from ritornello.cli.options import described
 from ritornello.errors import DataError, RunError
+from ritornello.processor import instruction_set
 from ritornello.tasks import language_model
 from ritornello.tasks import tree as tree_task
 from ritornello.training.config import TrainingConfig
@@ -858,3 +860,4 @@ class TestPython:
         said = succeeds("info")
         assert torch.__version__ in said
         assert "additive, coupled, deep, elman" in said
+        assert re.search(rf"^instructions +{instruction_set() or 'no compiled extension'} *$", said, re.M)
