@@ -17,7 +17,7 @@ import ritornello
 
 SOURCE = Path(ritornello.__file__).parent
 RANKS = (
-    *("errors", "_core", "cells", "program", "structures", "executors", "engine", "nn"),
+    *("errors", "_core", "processor", "cells", "program", "structures", "executors", "engine", "nn"),
     *("data", "models", "pictures", "training", "tasks", "bench", "cli"),
 )
 
