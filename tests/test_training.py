@@ -1312,7 +1312,7 @@ class TestConfig:
             ("avx512bf16", "cpu", "bfloat16"),
             ("avx512", "cpu", "float32"),
             (None, "cpu", "float32"),
-            (None, "cuda", "bfloat16"),
+            ("avx512bf16", "cuda", "float32"),
         ],
     )
     def test_auto_becomes_the_quicker_precision(self, isa, device, expected, monkeypatch):

@@ -102,8 +102,8 @@ class Experiment(Generic[Found]):
 
         Raises:
             RunError: no such run, a damaged one, one with a foreign cell that is not named, or one that another
-                process is training. DataError: its data are
-                gone and were not read yet. ArgumentError: an option that is not the run's own.
+                process is training. DataError: its data are gone and were not read yet. ArgumentError: an option that
+                is not the run's own.
         """
         given = dict(given or {})
         named = given.pop("cell", None)

@@ -50,8 +50,8 @@ class TrainingConfig:
         patience: stop after this many evaluations in a row without a better score; 0 never does.
         seed: of the initial weights, the order of data and dropout.
         device: cpu, cuda, mps, or any name that torch knows.
-        precision: float32; bfloat16 by torch.autocast; or auto, which takes bfloat16 where the processor (AVX512_BF16)
-            or another device multiplies it, and float32 elsewhere.
+        precision: float32; bfloat16 by torch.autocast; or auto, which takes bfloat16 on a processor that has
+            instructions for it (AVX512_BF16), and float32 elsewhere.
         threads: of torch; 0 leaves them as they are.
 
     Raises:
@@ -97,7 +97,7 @@ class TrainingConfig:
             if value not in legal:
                 raise ArgumentError(f"Unknown {name} {value!r}: {nearest(str(value), legal)}.")
         if self.precision == "auto":
-            fast = self.device != "cpu" or has_bfloat16()
+            fast = self.device == "cpu" and has_bfloat16()
             object.__setattr__(self, "precision", "bfloat16" if fast else "float32")
         check_least(self, 1, "batch", "evaluations")
         for field in fields(self):
