@@ -180,7 +180,7 @@ def alone(folder: Path, name: Path | None = None) -> Iterator[None]:
         except BlockingIOError as error:
             raise RunError(f"Another process is training {name or folder}: wait for its end, or stop it.") from error
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL):
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):  # the last is NFS's
                 raise
         yield
     finally:
