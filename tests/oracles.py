@@ -171,12 +171,12 @@ def layer_norm(p: Parameters, x: Array, h: Array, c: Array) -> Fields:
     return sigmoid(o) * tanh(norm(c, p["norm_c.weight"]) + p["norm_c.bias"]), c
 
 
-def slstm(p: Parameters, x: Array, h: Array, c: Array, n: Array, m: Array) -> Fields:
+def slstm(p: Parameters, x: Array, h: Array, c: Array, n: Array, m: Array, exponential: bool = False) -> Fields:
     """Beck et al. (2024), eq. 8 to 14, without the stabiliser: h is the same, and c and n are times exp(m)."""
     w, u, b = p("W.weight"), p("U.weight"), p("W.bias")
     z = tanh(w["z"] @ x + u["z"] @ h + b["z"])
     i = np.exp(w["i"] @ x + u["i"] @ h + b["i"])
-    f, o = (sigmoid(w[k] @ x + u[k] @ h + b[k]) for k in "fo")
+    f, o = (gate(w[k] @ x + u[k] @ h + b[k]) for k, gate in (("f", np.exp if exponential else sigmoid), ("o", sigmoid)))
     c, n = (np.exp(m) * field for field in (c, n))
     c, n = f * c + i * z, f * n + i
     m = np.maximum(np.log(f) + m, np.log(i))  # (15)
@@ -420,6 +420,7 @@ ORACLES: dict[str, Oracle] = {
     "projected-wider": one(projected),
     "layer-norm": one(layer_norm),
     "slstm": one(slstm),
+    "slstm-exponential": one(slstm, exponential=True),
     "gru": each(gru),
     "gru-before": each(gru, before=True),
     "gru-write": each(gru, write=True),

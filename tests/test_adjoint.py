@@ -80,6 +80,51 @@ def test_checkpointed_equals_full(cell: str, kind: str, executor: str) -> None:
         assert_close(found["checkpointed"], found["full"])
 
 
+@pytest.mark.parametrize("executor", ["cpu", "reference"])
+@pytest.mark.parametrize("adjoint", ["checkpointed", "truncated:3,4,checkpointed", "randomized:0.3,checkpointed"])
+def test_segments_are_run_again_by_the_weights_of_their_forward_pass(adjoint: str, executor: str) -> None:
+    """Weights are lent for the forward pass alone, as `WeightDrop` lends them."""
+    unfold = rit.Unfold(rit.LSTM(3, 5).double(), executor=executor)
+    dropped, x = rit.nn.WeightDrop(unfold), torch.randn(9, 3, 3, dtype=F64)
+    found = []
+    for unfold.adjoint in (adjoint.removesuffix("checkpointed").rstrip(",") or "full", adjoint):
+        torch.manual_seed(1)
+        found.append(torch.autograd.grad(dropped(x)[0].square().sum(), list(dropped.parameters())))
+    assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("executor", ["cpu", "reference"])
+@pytest.mark.parametrize("adjoint", ["full", "checkpointed", "forward"])
+@pytest.mark.parametrize("kind", ["zoneout", "variational"])
+def test_the_backward_pass_is_of_the_mode_of_the_forward_pass(kind: str, adjoint: str, executor: str) -> None:
+    """Of zoneout the mean, and masks drawn before the walk: accumulated forwards, cells draw in another order."""
+    cell = rit.LSTM(3, 5).double()
+    if kind == "zoneout":
+        unfold = rit.Unfold(rit.nn.Zoneout(cell, 0.4), adjoint=adjoint, executor=executor)
+        unfold.eval()
+    else:
+        unfold = rit.nn.VariationalDropout(cell, recurrent=0.4, adjoint=adjoint, executor=executor)
+    x, found = torch.randn(6, 2, 3, dtype=F64), []
+    for changed in (False, True):
+        torch.manual_seed(1)
+        loss = unfold(x)[0].square().sum()
+        unfold.train(unfold.training != changed)
+        found.append(torch.autograd.grad(loss, list(unfold.parameters())))
+        unfold.train(unfold.training != changed)
+    assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("executor", ["cpu", "reference"])
+@pytest.mark.parametrize("adjoint", ["full", "checkpointed", "forward"])
+def test_a_weight_changed_between_the_passes_is_told(adjoint: str, executor: str) -> None:
+    unfold = rit.Unfold(rit.LSTM(3, 5), adjoint=adjoint, executor=executor)
+    loss = unfold(torch.randn(6, 2, 3))[0].sum()
+    with torch.no_grad():
+        unfold.cell.U.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_a_second_backward_gives_the_same() -> None:
     unfold = rit.Unfold(rit.LSTM(3, 4).double(), adjoint="checkpointed", executor="cpu")
     x = torch.randn(10, 2, 3, dtype=F64, requires_grad=True)

@@ -146,6 +146,18 @@ def test_gates_that_are_all_but_shut_give_numbers(variant: str, shut: str, execu
         assert found.isfinite().all()
 
 
+@pytest.mark.parametrize(("variant", "shut"), [("slstm", "i"), ("rg-lru", "r")])
+def test_gates_that_are_all_but_shut_give_numbers_in_half_precision(variant: str, shut: str) -> None:
+    """Where 1e-37 is 0."""
+    cell = make(variant).half()
+    with torch.no_grad():
+        cell.W.bias.chunk(len(cell.gates))[cell.gates.index(shut)].fill_(-20)
+    outputs, _ = rit.Unfold(cell, executor="reference")(torch.randn(3, 1, 3).half())
+    assert outputs.isfinite().all()
+    for found in gradients(outputs, dict(cell.named_parameters())).values():
+        assert found.isfinite().all()
+
+
 @pytest.mark.parametrize("executor", list(EXECUTORS))
 def test_a_linear_recurrent_unit_that_hardly_forgets_still_reads(executor: str) -> None:
     cell = rit.cells.LRU(1, 1)

@@ -384,6 +384,26 @@ CELL = rit.GRU(3, 4)
         ),
         (lambda: Bidirectional(CELL, CELL), r"^Bidirectional: give each direction a cell of its own, or they share"),
         (
+            lambda: Bidirectional(rit.Unfold(CELL), rit.Unfold(CELL, reverse=True)),
+            r"^Bidirectional: give each direction a cell of its own, or they share",
+        ),
+        (
+            lambda: Bidirectional(rit.GRU(3, 4), rit.GRU(3, 4), lerrn_initial=True),
+            r"^Unknown option 'lerrn_initial' of Bidirectional: did you mean learn_initial\?",
+        ),
+        (
+            lambda: Residual(rit.Unfold(rit.GRU(4, 4)))(torch.zeros(5, 2, 4), all_states=True),
+            r"^Residual reads its layer's outputs, so that all_states is not for it; ask the Unfold alone\.$",
+        ),
+        (
+            lambda: Stack.of(rit.GRU, 3, 4, layers=2)(torch.zeros(5, 2, 3), [5, 2]),
+            r"^Stack: state must be a tuple of 2 states, not numbers \(those of steps are given by name, lengths=",
+        ),
+        (
+            lambda: Stack.of(rit.GRU, 3, 4, state_sizes=5),
+            r"^GRU tells its sizes itself: leave out input_size and state",
+        ),
+        (
             lambda: Residual(rit.Unfold(CELL)),
             r"^Residual: the layer reads 3 features and gives 4; they are added, so they must be alike",
         ),

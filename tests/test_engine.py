@@ -604,6 +604,24 @@ def test_over_a_tree_the_message_has_the_shapes_there() -> None:
         unfold.over([[2, 2, -1]], torch.zeros(3, 3), (torch.zeros(1, 4), torch.zeros(1, 4)))
 
 
+# Learnt states.
+
+
+@pytest.mark.parametrize("executor", ["cpu", "reference"])
+def test_what_is_the_cell_s_alone_is_not_learnt(executor: str) -> None:
+    clocked = rit.Unfold(rit.cells.GroupedRNN(3, 8), learn_initial=True, executor=executor)
+    assert [tuple(field.shape) for field in clocked.initial] == [(1, 8)]
+    assert clocked(torch.randn(9, 2, 3))[1].clock.tolist() == [[0, 1, 3, 7]] * 2
+    unfold = rit.Unfold(rit.cells.SLSTM(3, 8), learn_initial=True, executor=executor)
+    with torch.no_grad():
+        unfold.initial[0].fill_(0.5)
+    x = torch.randn(5, 2, 3)
+    zero = torch.zeros(2, 8)
+    assert_close(unfold(x), unfold(x, (torch.full((2, 8), 0.5), zero, zero, zero)))
+    (gradient,) = torch.autograd.grad(unfold(x)[0].sum(), unfold.initial)
+    assert gradient.any()
+
+
 # The door.
 
 ZEROS, X = torch.zeros(2, 4), torch.zeros(5, 2, 3)

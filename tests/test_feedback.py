@@ -330,6 +330,20 @@ def test_the_loop_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+@pytest.mark.parametrize("adjoint", ["truncated:2,3", "randomized:0.2"])
+def test_an_adjoint_that_counts_steps_does_not_go_step_by_step(adjoint: str) -> None:
+    layer = rit.Unfold(rit.GRU(3 + 4, 8), adjoint=adjoint)
+    net = Feedback(Stack([layer]), nn.Linear(8, SYMBOLS), embed=nn.Embedding(SYMBOLS, 4)).to(F64)
+    x, truth = given()
+    for feed in ("free", 0.5):
+        with pytest.raises(ArgumentError, match=rf"^adjoint='{adjoint}' and feed={feed!r} clash: gradients go back"):
+            net(x, truth, feed=feed)
+    with torch.no_grad():
+        found = net(x, feed="free")
+    layer.adjoint = "full"
+    assert torch.equal(net(x, feed="free").chosen, found.chosen)
+
+
 UNFOLD, OUT, EMBED = rit.Unfold(rit.GRU(3 + 4, 8)), nn.Linear(8, SYMBOLS), nn.Embedding(SYMBOLS, 4)
 X, TRUTH = torch.zeros(5, 2, 3), torch.zeros(5, 2, dtype=torch.long)
 NET = Feedback(UNFOLD, OUT, embed=EMBED)
@@ -353,6 +367,22 @@ REAL = Feedback(UNFOLD, nn.Linear(8, 4))
         (lambda: NET(X, TRUTH, feed="forced"), r"^feed must be 'teacher', 'free' or .*, not 'forced'\.$"),
         (lambda: NET(X, TRUTH, feed=True), r"^feed must be 'teacher', 'free' or .*, not True\.$"),
         (lambda: NET(X, TRUTH, temperature=-1.0), r"^temperature must be 0 or greater, not -1\.0\.$"),
+        (
+            lambda: NET(X, TRUTH, temperature=0.8),
+            r"^temperature and feed='teacher' clash: the truth is fed, and nothing is drawn\.$",
+        ),
+        (
+            lambda: NET(X, TRUTH, all_states=True),
+            r"^Feedback reads its layer's outputs, so that all_states is not for it; ask the Unfold alone\.$",
+        ),
+        (
+            lambda: Feedback(UNFOLD, nn.Linear(8, 7), embed=EMBED),
+            r"^Feedback: output gives 7 logits and embed knows 6 symbols; make them alike\.$",
+        ),
+        (
+            lambda: SelfFed(rit.GRU(3, 4), nn.Linear(5, 2)),
+            r"^SelfFed: the cell gives 4 features, which output cannot read: mat1 and mat2 shapes cannot be",
+        ),
         (
             lambda: REAL(X, torch.zeros(5, 2, 4), temperature=1.0),
             r"^temperature and embed=None clash: real values are not drawn\.$",

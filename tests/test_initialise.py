@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -211,6 +213,9 @@ def test_chrono_remembers_as_long_as_it_says() -> None:
         ({"longest": 2}, "shortest must lie in 0 to longest - 1, not 1.0 beside 2"),
         ({"longest": 50, "shortest": 0}, "shortest must lie in 0 to longest - 1, not 0 beside 50"),
         ({"longest": 5, "shortest": 4}, "shortest must lie in 0 to longest - 1, not 4 beside 5"),
+        ({"longest": math.inf}, "longest must be a finite number, not inf"),
+        ({"longest": "500"}, "longest must be a finite number, not '500'"),
+        ({"longest": 50, "shortest": True}, "shortest must be a finite number, not True"),
     ],
 )
 def test_times_that_do_not_fit(times: dict[str, float], message: str) -> None:
@@ -221,10 +226,48 @@ def test_times_that_do_not_fit(times: dict[str, float], message: str) -> None:
 @pytest.mark.parametrize("initialise", [forget_bias_, lambda cell: chrono_(cell, 50)], ids=["forget_bias_", "chrono_"])
 def test_cells_without_such_gates_or_biases(initialise) -> None:
     for cell in (rit.Elman(3, 4), cells.LSTM1997(3, 4), cells.RGLRU(3, 4), cells.RecurrentHighway(3, 4)):
-        with pytest.raises(ArgumentError, match=f"^{type(cell).__name__} has no gate that keeps its memory\\.$"):
+        with pytest.raises(
+            ArgumentError, match=f"^{type(cell).__name__} names no gate that keeps or writes its memory\\.$"
+        ):
             initialise(cell)
     with pytest.raises(ArgumentError, match=r"^This GRU has no biases\.$"):
         initialise(rit.GRU(3, 4, bias=False))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: forget_bias_(rit.LSTM(3, 4), "1"), "forget_bias_: value must be a finite number, not '1'"),
+        (lambda: rit.LSTM(3, 4, forget_bias="1"), "LSTM: the gates' bias must be a finite number, not '1'"),
+        (
+            lambda: cells.RecurrentHighway(3, 4, carry_bias=None),
+            "RecurrentHighway: carry_bias must be a finite number, not None",
+        ),
+        (lambda: cells.LRU(3, 4, slowest="x"), "LRU: slowest must be a finite number, not 'x'"),
+    ],
+)
+def test_what_is_no_number_is_named(make, message: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{message}\\.$"):
+        make()
+
+
+WRAPPED = {
+    "zoneout": lambda cell: rit.nn.Zoneout(cell, 0.1),
+    "teacher-forced": cells.TeacherForced,
+    "self-fed": lambda cell: rit.nn.SelfFed(cell, torch.nn.Linear(4, 1)),
+    "twice": lambda cell: rit.nn.Zoneout(rit.nn.Zoneout(cell, 0.1), 0.1),
+}
+
+
+@pytest.mark.parametrize("around", list(WRAPPED))
+@pytest.mark.parametrize("initialise", [orthogonal_, identity_, forget_bias_, lambda cell: chrono_(cell, 50)])
+def test_initialisers_reach_a_cell_within_another(initialise, around: str) -> None:
+    plain, inside = rit.LSTM(3, 4), rit.LSTM(3, 4)
+    inside.load_state_dict(plain.state_dict())
+    for cell in (plain, WRAPPED[around](inside)):
+        torch.manual_seed(1)
+        initialise(cell)
+    assert_close(value(inside), value(plain))
 
 
 # Recurrent weights.

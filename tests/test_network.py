@@ -225,6 +225,10 @@ def test_networks_are_layers() -> None:
             r"^Network: reads='acceptor' and a Residual with decode clash",
         ),
         (lambda: Context(rit.Unfold(rit.GRU(3, 4)), 2, into="x"), r"^Unknown into 'x': .*Known: both, state, steps"),
+        (
+            lambda: Network(rit.Unfold(rit.LSTM(3, 4)), reads="acceptor")(torch.zeros(5, 2, 3), all_states=True),
+            r"^Network reads its layer's outputs, so that all_states is not for it; ask the Unfold alone\.$",
+        ),
         (lambda: Context(rit.GRU(3, 4), 2), r"^Context stands around a layer, an Unfold or a composition, not GRU\.$"),
         (lambda: Context(rit.Unfold(rit.GRU(3, 4)), 0), r"^Context: size must be a positive integer, not 0\.$"),
         (
@@ -303,6 +307,27 @@ def test_a_context_around_any_composition_sets_every_state() -> None:
     outputs, last = told(x[:, 1], context=c[1])
     assert_close(outputs, told(x, context=c)[0][:, 1])
     assert leaves(last)[0].shape == (4,)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(
+    ("make", "open_fields"), [(rit.cells.SLSTM, "h"), (rit.cells.GroupedRNN, "h"), (rit.LSTM, "hc")]
+)
+def test_a_context_leaves_what_is_the_cell_s_alone(make: Any, open_fields: str, executor: str) -> None:
+    """A clock counts steps, and c, n and m of the sLSTM are parts of a quotient: they begin at 0."""
+    cell = make(3 + 2, 8)
+    told = Context(Stack([rit.Unfold(cell, executor=executor)]), 2).to(F64)
+    nn.init.normal_(told.to_state.weight, std=3)
+    x, c = torch.randn(9, 4, 3, dtype=F64), torch.randn(4, 2, dtype=F64)
+    assert len(told.to_state.weight) == 8 * len(open_fields)
+    parts = iter(torch.tanh(told.to_state(c)).split(8, -1))
+    state = cell.zero_state(4, x)
+    state = state._replace(**{field: next(parts) for field in open_fields})
+    outputs, (last,) = told(x, context=c)
+    assert_close(outputs, told.layer(torch.cat([x, c.expand(9, -1, -1)], -1), (state,))[0])
+    assert outputs.abs().max() <= 1
+    if "clock" in cell.State._fields:
+        assert last.clock.tolist() == [[0, 1, 3, 7]] * 4
 
 
 def test_a_sequence_from_a_vector_alone() -> None:

@@ -42,14 +42,15 @@ def beyond(lengths: list[int], time: int = 5) -> Tensor:
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("name", list(CELLS))
 def test_zoneout_takes_the_mean_in_evaluation(name: str, executor: str) -> None:
-    """A loop by hand: every field is mixed with what it was."""
+    """A loop by hand: every field is mixed with what it was, but for those that are the cell's alone to write."""
     cell = CELLS[name](3, 4)
     unfold = rit.Unfold(Zoneout(cell, 0.3), executor=executor).to(F64).eval()
     x = torch.randn(5, 2, 3, dtype=F64)
     state, steps = cell.zero_state(2, x), []
     for row in x:
         new = cell(row, state)
-        state = cell.State(*(0.3 * old + 0.7 * field for old, field in zip(state, new, strict=True)))
+        mixed = [0.3 * old + 0.7 * field for old, field in zip(state, new, strict=True)]
+        state = cell.State(*mixed)._replace(**{field: getattr(new, field) for field in cell.private})
         steps.append(state[0])
     outputs, last = unfold(x)
     assert_close(outputs, torch.stack(steps))
@@ -81,6 +82,18 @@ def test_a_field_that_is_not_named_is_not_kept_and_the_rest_may_have_a_share() -
     x = torch.randn(5, 2, 3)
     none = Zoneout(rit.LSTM(3, 4), 0.0)
     assert torch.equal(rit.Unfold(none)(x)[0], rit.Unfold(none.cell)(x)[0])
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_zoneout_leaves_what_is_the_cell_s_alone(executor: str) -> None:
+    unfold = rit.Unfold(Zoneout(rit.cells.SLSTM(3, 16), 0.3), executor=executor)
+    assert unfold(10 * torch.randn(300, 8, 3))[0].abs().max() <= 1
+    clocked = rit.Unfold(Zoneout(rit.cells.GroupedRNN(3, 8), 0.5), executor=executor)
+    assert clocked(torch.randn(9, 1, 3))[1].clock.tolist() == [[0, 1, 3, 7]]
+    with pytest.raises(
+        ArgumentError, match=r"^Zoneout: SLSTM alone writes its c, of which nothing is held back: leave it"
+    ):
+        Zoneout(rit.cells.SLSTM(3, 4), c=0.2)
 
 
 def test_zoneout_of_any_cell() -> None:
@@ -315,6 +328,30 @@ def test_the_mask_is_as_wide_as_h() -> None:
     assert layer(torch.randn(5, 2, 3))[0].shape == (5, 2, 2)
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_what_matrices_read_is_masked_whichever_field_it_is(executor: str) -> None:
+    """A deep output is read by none; of Elman's and Jordan's together both o and h are."""
+    x, h = torch.randn(1, 2, 3, dtype=F64), torch.randn(2, 4, dtype=F64)
+    layer = VariationalDropout(rit.cells.DeepTransition(3, 4, output_depth=1), recurrent=0.4, executor=executor).to(F64)
+    torch.manual_seed(2)
+    outputs, _ = layer(x, (torch.randn_like(h), h))
+    torch.manual_seed(2)
+    cell, _ = layer.cell.cell, torch.randn_like(h)
+    read = h * F.dropout(torch.ones(2, 4, dtype=F64), 0.4)
+    inner = torch.tanh(cell.W(x[0]) + cell.U(read))
+    inner = torch.tanh(cell.transition[0](inner) + cell.S(read))
+    assert_close(outputs[0], torch.tanh(cell.output[0](inner)))
+    layer = VariationalDropout(rit.cells.ElmanJordan(3, 4, output_size=2), recurrent=0.4, executor=executor).to(F64)
+    o, cell = torch.randn(2, 2, dtype=F64), layer.cell.cell
+    torch.manual_seed(2)
+    outputs, last = layer(x, (o, h))
+    torch.manual_seed(2)
+    of_o, of_h = F.dropout(torch.ones(2, 6, dtype=F64), 0.4).split((2, 4), -1)
+    assert (of_o == 0).any() or (of_h == 0).any()
+    assert_close(last.h, torch.tanh(cell.W(x[0]) + cell.U(h * of_h) + cell.R(o * of_o)))
+    assert_close(outputs[0], cell.V(last.h))
+
+
 def test_stacks_take_variational_dropout() -> None:
     stack = Stack.of((rit.GRU, rit.LSTM), 3, 4, bidirectional=True, variational_dropout=0.3, executor="cpu")
     unfolds = [part for part in stack.modules() if isinstance(part, rit.Unfold)]
@@ -540,6 +577,13 @@ def test_activations_of_one_sequence_and_of_none() -> None:
     assert_close(
         temporal_activation_regularisation(torch.arange(3.0)[:, None, None].expand(3, 2, 2)), torch.tensor(1.0)
     )
+
+
+def test_activations_in_half_precision_have_room_for_their_sum() -> None:
+    outputs = torch.full((100, 10, 100), 2.0, dtype=torch.float16)
+    outputs[::2] = 0
+    assert activation_regularisation(outputs, 1.0).item() == 2
+    assert temporal_activation_regularisation(outputs, 1.0).item() == 4
 
 
 LSTM = rit.LSTM(3, 4)

@@ -33,13 +33,14 @@ class _Style(NamedTuple):
 
 
 def name_of(cell: nn.Module) -> str:
-    """What a cell is called in messages: its class, or that of the module it adapts.
+    """What a cell is called in messages: its class, or that of what it stands for, such as the module it adapts.
 
     Example:
         >>> name_of(Adapted(torch.nn.LSTMCell(3, 4)))
         'LSTMCell'
     """
-    return type(cell.module if isinstance(cell, Adapted) else cell).__name__
+    inner = getattr(cell, "stands_for", None)
+    return type(cell).__name__ if inner is None else name_of(inner)
 
 
 class Adapted(Cell):
@@ -79,6 +80,11 @@ class Adapted(Cell):
         self._style, self._shapes, self._fields = style, shapes, fields
         self._extra = len(fields) > style.fields
         state_type(*fields)  # made here, and not within a captured graph
+
+    @property
+    def stands_for(self) -> nn.Module:
+        """What messages speak of."""
+        return self.module
 
     @property
     def State(self) -> Any:

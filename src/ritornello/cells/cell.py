@@ -79,6 +79,8 @@ class Cell(nn.Module):
     keeps: ClassVar[tuple[str, ...]] = ()  # the gates that keep the memory where they are open,
     writes: ClassVar[tuple[str, ...]] = ()  # and those that write it anew
     gate_bias: ClassVar[str] = "W.bias"  # the name of their biases, stacked in the order of `gates`
+    multiplied: ClassVar[tuple[str, ...]] = ()  # the fields that recurrent weights read; none named: the first
+    private: ClassVar[tuple[str, ...]] = ()  # fields that begin at 0 and are the cell's alone to write, such as a clock
     slots: int | None = None  # how many children it tells apart; None: it sums over predecessors, or knows only one
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -90,7 +92,7 @@ class Cell(nn.Module):
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if not isinstance(size, int) or size < 1:
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise ArgumentError(f"{type(self).__name__}: {name} must be a positive integer, not {size!r}.")
         self.input_size = input_size
         self.hidden_size = hidden_size

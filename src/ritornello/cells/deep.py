@@ -76,7 +76,13 @@ class DeepTransition(Cell):
     @property
     def recurrent(self) -> tuple[str, ...]:  # type: ignore[override]
         """The names of recurrent weights."""
-        return ("U.weight", *(f"transition.{number}.weight" for number in range(len(self.transition))))
+        layers = tuple(f"transition.{number}.weight" for number in range(len(self.transition)))
+        return ("U.weight", *layers) if self.S is None else ("U.weight", *layers, "S.weight")
+
+    @property
+    def multiplied(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The fields that recurrent weights read."""
+        return ("h",)
 
     @property
     def State(self) -> Any:

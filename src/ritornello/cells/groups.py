@@ -48,6 +48,7 @@ class GroupedRNN(Cell):
     """
 
     State = namedtuple("State", "h clock")
+    private = ("clock",)
 
     def __init__(self, input_size: int, hidden_size: int, periods: Sequence[int] = (1, 2, 4, 8)) -> None:
         super().__init__(input_size, hidden_size)

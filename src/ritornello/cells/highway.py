@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ritornello.cells.cell import Cell, total
-from ritornello.cells.initialise import uniform_
+from ritornello.cells.initialise import check_number, uniform_
 from ritornello.errors import ArgumentError
 
 
@@ -50,6 +50,7 @@ class RecurrentHighway(Cell):
         super().__init__(input_size, hidden_size)
         if not isinstance(depth, int) or depth < 1:
             raise ArgumentError(f"RecurrentHighway: depth must be a positive integer, not {depth!r}.")
+        check_number("RecurrentHighway", "carry_bias", carry_bias)
         self.W = nn.Linear(input_size, 2 * hidden_size, bias=False)
         self.R = nn.ModuleList(nn.Linear(hidden_size, 2 * hidden_size) for _ in range(depth))
         uniform_(self)

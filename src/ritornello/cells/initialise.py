@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ritornello.cells.adapt import name_of
 from ritornello.cells.cell import Cell
 from ritornello.errors import ArgumentError
+
+
+def check_number(owner: str, name: str, value: Any) -> None:
+    """Raises ArgumentError unless the value is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ArgumentError(f"{owner}: {name} must be a finite number, not {value!r}.")
 
 
 @torch.no_grad()
@@ -23,6 +32,7 @@ def uniform_(cell: Cell) -> None:
 @torch.no_grad()
 def add_to_gate_bias_(cell: Cell, bias: Tensor, gate: str, value: float) -> None:
     """Adds `value` to one gate's part of a stacked bias; `cell.gates` says where that part lies."""
+    check_number(type(cell).__name__, "the gates' bias", value)
     position = cell.gates.index(gate)
     bias.chunk(len(cell.gates))[position].add_(value)
 
@@ -86,8 +96,8 @@ def identity_(cell: Cell, scale: float = 1.0, names: str | Sequence[str] = ()) -
 
 def _blocks(cell: Cell, names: str | Sequence[str]) -> list[tuple[str, Tensor]]:
     """The parts of recurrent weights, each with its parameter's name: one for each gate that is stacked there."""
-    kind, known = type(cell).__name__, dict(cell.named_parameters())
     _check(cell)
+    kind, known = name_of(cell), dict(cell.named_parameters())
     names = [names] if isinstance(names, str) else names or cell.recurrent
     if not names:
         raise ArgumentError(f"{kind} has no recurrent weights.")
@@ -124,6 +134,7 @@ def forget_bias_(cell: Cell, value: float = 1.0) -> Cell:
         2.0
     """
     _check(cell)
+    check_number("forget_bias_", "value", value)
     for gate in cell.keeps or _memory_gates(cell):
         _gate_bias(cell, gate).fill_(value if gate in cell.keeps else -value)
     return cell
@@ -154,10 +165,12 @@ def chrono_(cell: Cell, longest: float, shortest: float = 1.0) -> Cell:
         >>> bool((bias[1] == -bias[0]).all()), bool(bias[1].max() > 5)
         (True, True)
     """
+    for name, value in (("longest", longest), ("shortest", shortest)):
+        check_number("chrono_", name, value)
     if not 0 < shortest < longest - 1:
         raise ArgumentError(f"chrono_: shortest must lie in 0 to longest - 1, not {shortest} beside {longest}.")
     gates = _memory_gates(cell)
-    bias = torch.empty(cell.hidden_size).uniform_(shortest, longest - 1).log()
+    bias = torch.empty_like(_gate_bias(cell, gates[0])).uniform_(shortest, longest - 1).log()
     for gate in gates:
         _gate_bias(cell, gate).copy_(bias if gate in cell.keeps else -bias)
     return cell
@@ -171,12 +184,12 @@ def _check(cell: Any) -> None:
 def _memory_gates(cell: Cell) -> tuple[str, ...]:
     _check(cell)
     if not cell.keeps and not cell.writes:
-        raise ArgumentError(f"{type(cell).__name__} has no gate that keeps its memory.")
+        raise ArgumentError(f"{name_of(cell)} names no gate that keeps or writes its memory.")
     return cell.keeps + cell.writes
 
 
 def _gate_bias(cell: Cell, gate: str) -> Tensor:
     bias = dict(cell.named_parameters()).get(cell.gate_bias)
     if bias is None:
-        raise ArgumentError(f"This {type(cell).__name__} has no biases.")
+        raise ArgumentError(f"This {name_of(cell)} has no biases.")
     return bias.chunk(len(cell.gates))[cell.gates.index(gate)]

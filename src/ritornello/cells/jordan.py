@@ -93,6 +93,7 @@ class ElmanJordan(Jordan):
 
     State = namedtuple("State", "o h")
     recurrent = ("R.weight", "U.weight")
+    multiplied = ("o", "h")
 
     def __init__(
         self, input_size: int, hidden_size: int, output_size: int | None = None, output: str = "identity"
@@ -138,8 +139,6 @@ class TeacherForced(Wrapped):
         >>> outputs.shape
         torch.Size([5, 1, 2])
     """
-
-    recurrent = ()
 
     def __init__(self, cell: Cell) -> None:
         if not isinstance(cell, Cell):

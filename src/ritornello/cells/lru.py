@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ritornello.cells.cell import Cell, total
-from ritornello.cells.initialise import uniform_
+from ritornello.cells.initialise import check_number, uniform_
 from ritornello.errors import ArgumentError
 
 
@@ -47,6 +47,8 @@ class LRU(Cell):
 
     def __init__(self, input_size: int, hidden_size: int, slowest: float = 0.999, fastest: float = 0.5) -> None:
         super().__init__(input_size, hidden_size)
+        for name, value in (("slowest", slowest), ("fastest", fastest)):
+            check_number("LRU", name, value)
         if not 0 < fastest < slowest < 1:
             raise ArgumentError(f"LRU: 0 < fastest < slowest < 1 must hold, not {fastest} and {slowest}.")
         self.B = nn.Linear(input_size, hidden_size, bias=False)
@@ -106,5 +108,7 @@ class RGLRU(Cell):
         r, i, n = self.W(x).chunk(3, -1)
         log_a = -8 * F.softplus(self.Lambda) * torch.sigmoid(r)
         rest = -torch.expm1(2 * log_a)
-        fed = torch.sqrt(rest.clamp(min=1e-37)) * (torch.sigmoid(i) * n)  # at 0 the root has no derivative
+        number = torch.finfo(rest.dtype)
+        least = max(1e-37, number.tiny * number.eps)  # at 0 the root has no derivative
+        fed = torch.sqrt(rest.clamp(min=least)) * (torch.sigmoid(i) * n)
         return self.State(torch.exp(log_a) * total(s.h) + fed)

@@ -11,7 +11,7 @@ from ritornello.cells.cell import Cell
 
 
 class Wrapped(Cell):
-    """A cell around a cell, whose sizes and state it has."""
+    """A cell around a cell, which has its sizes, its state, and what initialisers and regularisers ask about it."""
 
     def __init__(self, cell: nn.Module) -> None:
         cell = cell if isinstance(cell, Cell) else Adapted(cell)
@@ -38,3 +38,31 @@ class Wrapped(Cell):
     def state_sizes(self) -> tuple[int, ...]:
         """Features of each field."""
         return self.cell.state_sizes
+
+    @property
+    def gates(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.cell.gates
+
+    @property
+    def keeps(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.cell.keeps
+
+    @property
+    def writes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.cell.writes
+
+    @property
+    def gate_bias(self) -> str:  # type: ignore[override]
+        return f"cell.{self.cell.gate_bias}"
+
+    @property
+    def recurrent(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(f"cell.{name}" for name in self.cell.recurrent)
+
+    @property
+    def multiplied(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.cell.multiplied
+
+    @property
+    def private(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.cell.private

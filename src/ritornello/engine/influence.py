@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from ritornello.cells.adapt import name_of
+from ritornello.cells.mode import modes_of, within
 from ritornello.errors import ArgumentError, CellError
 from ritornello.executors import Request, Result
 from ritornello.structures import Level
@@ -41,7 +42,7 @@ class _Accumulated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, request: Request, run: Any, names: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.request, ctx.names = request, names
+        ctx.request, ctx.names, ctx.modes = request, names, modes_of(request.cell)
         ctx.save_for_backward(*tensors)
         result = run(request)
         return (*result.rows, *(field.clone() for field in result.last))  # without steps it is what entered
@@ -51,7 +52,8 @@ class _Accumulated(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise ArgumentError("adjoint='forward' gives first derivatives only; for more use adjoint='full'.")
         wanted = ctx.needs_input_grad[3:]
-        return (None, None, None, *_gradients(ctx.request, ctx.names, ctx.saved_tensors, wanted, gradients))
+        with within(ctx.modes):
+            return (None, None, None, *_gradients(ctx.request, ctx.names, ctx.saved_tensors, wanted, gradients))
 
 
 class _Columns(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ritornello.cells.adapt import Adapted
+from ritornello.cells.adapt import Adapted, name_of
 from ritornello.cells.cell import Cell
 from ritornello.engine import door
 from ritornello.engine.adjoint import PLAIN, Adjoint, Full, check_trees, settle_adjoint
@@ -38,7 +38,8 @@ class Unfold(nn.Module):
         reverse: walk from each sequence's last step to its first. Outputs keep their steps.
         batch_first: x and the outputs are (batch, time, features) instead of (time, batch, features). The state has no
             time axis and is (batch, size) either way.
-        learn_initial: the initial state, read where a sequence begins, is a parameter (at first zero) instead of zero.
+        learn_initial: the initial state, read where a sequence begins, is a parameter (at first zero) instead of zero;
+            but for fields that are the cell's alone to write, such as a clock (`Cell.private`).
         adjoint: how gradients go back through time (docs/bptt.md): "full" (default) keeps what every step computed;
             "checkpointed" keeps O(√T) states beyond inputs and outputs and computes the steps between once more, in
             about 1.3 times the time; `Truncated(k1, k2)` and `Randomized(p)`, or their texts "truncated:20,40" and
@@ -77,13 +78,15 @@ class Unfold(nn.Module):
             raise ArgumentError(f"Unfold takes a ritornello.Cell or a module like one, not {type(cell).__name__}.")
         if not isinstance(cell, Cell):
             cell = Adapted(cell, input_size, state_sizes)
+        elif (input_size, state_sizes) != (None, None):
+            raise ArgumentError(f"{name_of(cell)} tells its sizes itself: leave out input_size and state_sizes.")
         check_name(executor)
         self.cell: Cell = cell
         self.reverse = reverse
         self.batch_first = batch_first
         self._adjoint = settle_adjoint(adjoint)
         self.executor = executor
-        self.initial = nn.ParameterList(torch.zeros(1, size) for size in cell.state_sizes) if learn_initial else None
+        self.initial = nn.ParameterList(_first(cell)) if learn_initial else None
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
@@ -307,9 +310,19 @@ class Unfold(nn.Module):
         """The initial state, one row."""
         if self.initial is None:
             return self.cell.zero_state(1, x)
-        return self.cell.State(*(field.to(x.dtype) for field in self.initial))
+        learnt = iter(self.initial)
+        fields = zip(self.cell.State._fields, self.cell.state_sizes, strict=True)
+        private = self.cell.private
+        return self.cell.State(*(x.new_zeros(1, n) if f in private else next(learnt).to(x.dtype) for f, n in fields))
 
     def extra_repr(self) -> str:
         flags = [f"{name}=True" for name in ("reverse", "batch_first") if getattr(self, name)]
         flags += ["learn_initial=True"] if self.initial is not None else []
         return ", ".join(flags if self.adjoint == Full() else [*flags, f"adjoint={str(self.adjoint)!r}"])
+
+
+def _first(cell: Cell) -> list[Tensor]:
+    """Zeros, of the fields of the initial state that may be learnt."""
+    return [
+        torch.zeros(1, n) for f, n in zip(cell.State._fields, cell.state_sizes, strict=True) if f not in cell.private
+    ]

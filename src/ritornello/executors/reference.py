@@ -9,15 +9,16 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from ritornello.cells.adapt import name_of
 from ritornello.cells.cell import Cell, meaning_of_total, over_predecessors
+from ritornello.cells.mode import modes_of, within
 from ritornello.errors import CellError, RitornelloError
 from ritornello.executors.request import Request, Result
 from ritornello.program import damped
@@ -69,17 +70,50 @@ def _run_in_segments(request: Request) -> Result:
     parts = segments(request.schedule)
     sizes = [part.rows for part in parts]
     damping = [None] * len(sizes) if request.damping is None else request.damping.split(sizes)
+    weights = dict(request.cell.named_parameters())
     found = []
     for part, x, factors in zip(parts, request.x.split(sizes), damping, strict=True):
-        asked = replace(request, schedule=part, entry=state, checkpointed=False, damping=factors)
-        rows, last = checkpoint(partial(_run_on, asked), x, use_reentrant=False)
+        twice = _Twice(replace(request, schedule=part, checkpointed=False), tuple(weights))
+        given = (x, factors, *request.blank, *state, *weights.values())
+        rows, last = checkpoint(twice, *given, use_reentrant=False)
         found.append(rows)
         state = last if where is None else type(last)(*(field[where.to(field.device)] for field in last))
     return Result(tuple(torch.cat(field) for field in zip(*found, strict=True)), last)
 
 
-def _run_on(request: Request, x: Tensor) -> Result:
-    return ReferenceExecutor().run(replace(request, x=x))
+class _Twice:
+    """A request that is run in the forward pass, and in the backward pass again by the cell as it was then.
+
+    Weights may have been lent to the cell for the forward pass alone (`torch.func.functional_call`). All tensors are
+    given, so that torch notices when one is changed between the passes.
+    """
+
+    def __init__(self, request: Request, names: tuple[str, ...]) -> None:
+        self.request, self.names = request, names
+        self.buffers, self.modes = dict(request.cell.named_buffers()), modes_of(request.cell)
+        self.begun = False
+
+    def __call__(self, x: Tensor, damping: Tensor | None, *tensors: Tensor) -> Result:
+        kind, fields = type(self.request.entry), len(self.request.entry)
+        blank, entry, weights = kind(*tensors[:fields]), kind(*tensors[fields : 2 * fields]), tensors[2 * fields :]
+        request = replace(self.request, x=x, damping=damping, blank=blank, entry=entry)
+        if not self.begun:
+            self.begun = True
+            return ReferenceExecutor().run(request)
+        then = {**self.buffers, **dict(zip(self.names, weights, strict=True))}
+        with within(self.modes):
+            return functional_call(_Walk(request.cell), {f"cell.{name}": each for name, each in then.items()}, request)
+
+
+class _Walk(nn.Module):
+    """The reference executor as a module, whose weights can be lent."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, request: Request) -> Result:
+        return ReferenceExecutor().run(request)
 
 
 class _Table:

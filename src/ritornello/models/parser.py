@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ritornello.cells.lstm import LSTM
+from ritornello.cells.mode import evaluating
 from ritornello.engine.unfold import Unfold
 from ritornello.errors import ArgumentError, nearest
 from ritornello.executors.reference import step_over
 from ritornello.models.merging import Found, Instances, beam_search, chart_search, wrong_merges
 from ritornello.nn import Bidirectional, Dropout
-from ritornello.nn.mode import evaluating
 from ritornello.structures import Forest, spans
 
 SEARCHES = ("greedy", "beam", "chart")  # as in tasks/parse_config.py

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ritornello.cells import Cell
 from ritornello.engine import Unfold
 from ritornello.errors import ArgumentError, nearest
-from ritornello.nn.protocol import Lengths, ending, is_layer, state_sizes
+from ritornello.nn.protocol import Lengths, check_options, ending, is_layer, of_cells
 from ritornello.nn.state import parts_of
 
 MERGES = ("concatenate", "sum")
@@ -51,7 +53,8 @@ class Bidirectional(nn.Module):
             raise ArgumentError(f"Unknown merge {merge!r}: {nearest(merge, MERGES)}.")
         if "reverse" in options:
             raise ArgumentError("Bidirectional: reverse clashes with it: both directions are walked already.")
-        if ahead is back:
+        check_options("Bidirectional", options)
+        if not _cells(ahead).isdisjoint(_cells(back)):
             raise ArgumentError("Bidirectional: give each direction a cell of its own, or they share their parameters.")
         self.merge = merge
         self.ahead = _direction(ahead, options, reverse=False)
@@ -80,10 +83,9 @@ class Bidirectional(nn.Module):
         """Features of the outputs, both directions together."""
         return self.ahead.output_size + (self.back.output_size if self.merge == "concatenate" else 0)
 
-    @property
-    def state_sizes(self) -> Any:
-        """Features of the state, nested as it is."""
-        return state_sizes(self.ahead), state_sizes(self.back)
+    def of_cells(self, tell: Callable[[Cell], Any]) -> Any:
+        """What is told of each cell, nested as the state is."""
+        return of_cells(self.ahead, tell), of_cells(self.back, tell)
 
     def forward(
         self, x: Tensor, state: Any = None, *, lengths: Lengths = None, resets: Tensor | None = None
@@ -106,6 +108,11 @@ class Bidirectional(nn.Module):
 
     def extra_repr(self) -> str:
         return "" if self.merge == "concatenate" else f"merge={self.merge!r}"
+
+
+def _cells(given: nn.Module) -> set[nn.Module]:
+    """A cell, or the cells of a layer."""
+    return {part for part in given.modules() if isinstance(part, Cell)} | ({given} if not is_layer(given) else set())
 
 
 def _direction(given: nn.Module, options: dict[str, Any], reverse: bool) -> Any:

@@ -11,17 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ritornello.cells import Cell
 from ritornello.engine import Unfold
-from ritornello.errors import ArgumentError, nearest
+from ritornello.errors import ArgumentError
 from ritornello.nn.bidirectional import Bidirectional
 from ritornello.nn.protocol import (
     Around,
     Lengths,
+    check_options,
+    check_outputs,
     check_share,
     checked_layer,
     ending,
     is_layer,
-    state_sizes,
+    of_cells,
     without_padding,
 )
 from ritornello.nn.state import parts_of
@@ -53,6 +56,7 @@ class Residual(Around):
 
     def forward(self, x: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:
         """As the layer's forward."""
+        check_outputs("Residual", options)
         outputs, last = self.layer(x, state, **options)
         return without_padding(x, options.get("lengths"), self.batch_first) + outputs, last
 
@@ -113,10 +117,9 @@ class Stack(nn.Module):
         """Features of the outputs: the last layer's, or with `skip` those of all layers together."""
         return sum(layer.output_size for layer in (self.layers if self.skip else self.layers[-1:]))
 
-    @property
-    def state_sizes(self) -> Any:
-        """Features of the state, nested as it is."""
-        return tuple(map(state_sizes, self.layers))
+    def of_cells(self, tell: Callable[[Cell], Any]) -> Any:
+        """What is told of each cell, nested as the state is."""
+        return tuple(of_cells(layer, tell) for layer in self.layers)
 
     @classmethod
     def of(
@@ -165,10 +168,7 @@ class Stack(nn.Module):
             raise ArgumentError(
                 "Stack: residual=True and skip=True clash: with skip connections a layer reads more than it gives."
             )
-        if unknown := options.keys() - inspect.signature(Unfold).parameters.keys():
-            known = inspect.signature(cls.of).parameters.keys() | inspect.signature(Unfold).parameters.keys()
-            told = nearest(min(unknown), known - {"options"})
-            raise ArgumentError(f"Unknown option {min(unknown)!r} of Stack.of: {told}.")
+        check_options("Stack.of", options, inspect.signature(cls.of).parameters)
         unfold: Any = Unfold
         if variational_dropout:
             unfold = partial(VariationalDropout, inputs=variational_dropout, recurrent=variational_dropout)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ritornello.engine import door
+from ritornello.engine import Randomized, Truncated, Unfold, door
 from ritornello.errors import ArgumentError
-from ritornello.nn.protocol import Lengths, checked_layer, walks_back, without_padding
+from ritornello.nn.protocol import Lengths, check_outputs, checked_layer, walks_back, without_padding
 
 _log = logging.getLogger("ritornello")
 
@@ -47,8 +47,8 @@ class Feedback(nn.Module):
       sampling (Bengio et al. 2015). p falls over training, such as by p = k / (k + exp(step / k)).
 
     **The last two choose between steps, which no program has a word for: they go step by step in a Python loop** (each
-    step on the layer's executor), and say so once. A regulariser that draws once a call draws once a step there. Real
-    values in free running are one unfolding all the same by `SelfFed`.
+    step on the layer's executor), and say so once. A regulariser that draws once a call draws once a step there, and
+    gradients go back through all steps. Real values in free running are one unfolding all the same by `SelfFed`.
 
     Args:
         layer: an `Unfold` or a composition that walks forwards; it reads x and the fed vector, side by side.
@@ -93,6 +93,11 @@ class Feedback(nn.Module):
                 raise ArgumentError(f"Feedback: {name} must be a symbol, an integer of 0 or more, not {symbol!r}.")
             if isinstance(count, int) and symbol is not None and symbol >= count:
                 raise ArgumentError(f"Feedback: {name} is {symbol} and embed knows 0 to {count - 1}.")
+        given = getattr(output, "out_features", None)
+        if isinstance(count, int) and isinstance(given, int) and given > count:
+            raise ArgumentError(
+                f"Feedback: output gives {given} logits and embed knows {count} symbols; make them alike."
+            )
         super().__init__()
         self.layer: Any = layer
         self.output, self.embed, self.start, self.end = output, embed, start, end
@@ -182,6 +187,7 @@ class Feedback(nn.Module):
         return Fed(torch.stack(outputs, time), torch.stack(chosen, time) if symbols else None, counts, state)
 
     def _check(self, feed: Any, truth: Tensor | None, temperature: float, options: dict[str, Any]) -> None:
+        check_outputs("Feedback", options)
         number = isinstance(feed, (int, float)) and not isinstance(feed, bool) and 0 <= feed <= 1
         if not number and feed not in ("teacher", "free"):
             raise ArgumentError(f"feed must be 'teacher', 'free' or a probability of the truth, 0 to 1, not {feed!r}.")
@@ -191,8 +197,21 @@ class Feedback(nn.Module):
             raise ArgumentError(f"temperature must be 0 or greater, not {temperature}.")
         if temperature and self.embed is None:
             raise ArgumentError("temperature and embed=None clash: real values are not drawn.")
+        if temperature and feed == "teacher":
+            raise ArgumentError("temperature and feed='teacher' clash: the truth is fed, and nothing is drawn.")
+        if feed != "teacher" and torch.is_grad_enabled():
+            self._check_adjoint(feed)
         if "resets" in options:
             raise ArgumentError("resets and Feedback clash: what is fed would cross them; give sequences apart.")
+
+    def _check_adjoint(self, feed: Any) -> None:
+        """Raises ArgumentError for an adjoint that counts steps of one call, where each step is a call."""
+        for part in self.layer.modules():
+            if isinstance(part, Unfold) and isinstance(part.adjoint, (Truncated, Randomized)):
+                raise ArgumentError(
+                    f"adjoint={str(part.adjoint)!r} and feed={feed!r} clash: gradients go back through every step that "
+                    "is walked by itself; use adjoint='full', or torch.no_grad()."
+                )
 
     def _settled(
         self, x: Tensor | None, truth: Tensor | None, before: Tensor | None, steps: int | None, lengths: Lengths

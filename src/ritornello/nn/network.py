@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,17 @@ from torch import Tensor, nn
 from ritornello.errors import ArgumentError, nearest
 from ritornello.nn.bidirectional import Bidirectional
 from ritornello.nn.compose import Residual
-from ritornello.nn.protocol import Around, Function, Lengths, checked_layer, ending, state_sizes, without_padding
+from ritornello.nn.protocol import (
+    Around,
+    Function,
+    Lengths,
+    check_outputs,
+    checked_layer,
+    ending,
+    open_sizes,
+    state_sizes,
+    without_padding,
+)
 from ritornello.nn.state import leaves, refill
 
 READS = ("acceptor", "encoder", "transducer")
@@ -101,6 +112,7 @@ class Network(Around):
             features = x.is_floating_point()
             batched = x.dim() > 1 + features
             x = self.encode(without_padding(x, lengths, self.batch_first, axes=1 + batched))
+        check_outputs("Network", options)
         outputs, last = self.layer(x, state, lengths=lengths, **options)
         if self.reads == "encoder":
             outputs = torch.cat(leaves(last), -1)
@@ -138,7 +150,8 @@ class Context(Around):
     Shapes:
         x: as the layer's, without the last `size` features where c enters the steps; it may have none then. The rest
         is the layer's. R is the last `size` columns of the input weights W: their product leaves the loop with W x, and
-        costs 2 · size flops a row of weights and step more. V is `to_state`, one row for each feature of the state.
+        costs 2 · size flops a row of weights and step more. V is `to_state`, one row for each feature of the state; but
+        what is a cell's alone to write, such as a clock (`Cell.private`), begins at 0.
 
     Raises:
         ArgumentError: an unknown `into`, a layer that reads less than the context, or a context of another shape.
@@ -163,7 +176,7 @@ class Context(Around):
                 "it reads those of x and of the context, side by side."
             )
         self.size, self.into = size, into
-        self.to_state = None if into == "steps" else nn.Linear(size, sum(leaves(self.state_sizes)))
+        self.to_state = None if into == "steps" else nn.Linear(size, sum(leaves(open_sizes(layer))))
 
     @property
     def input_size(self) -> int:
@@ -187,12 +200,21 @@ class Context(Around):
             came = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
             raise ArgumentError(f"Context: context must be a tensor of shape {expected}, not {came}.")
         if self.to_state is not None and state is None:
-            first = torch.tanh(self.to_state(context)).to(self.to_state.weight.dtype)  # whatever autocast makes of it
-            state = refill(self.state_sizes, first.split(leaves(self.state_sizes), -1))
+            kind = self.to_state.weight.dtype
+            first = torch.tanh(self.to_state(context.to(kind))).to(kind)  # whatever autocast makes of it
+            state = self._state(first.split(leaves(open_sizes(self.layer)), -1))
         if self.into != "state":
             steps = context.unsqueeze(1 if self.batch_first else 0) if batched else context
             x = torch.cat([x, steps.expand(*x.shape[:-1], -1).to(x.dtype)], -1)
         return self.layer(x, state, **options)
+
+    def _state(self, first: Sequence[Tensor]) -> Any:
+        """The state of these fields; of those that the cell alone writes there is nothing, and they are 0."""
+        sizes = state_sizes(self.layer)
+        fields = zip(first, leaves(sizes), strict=True)
+        return refill(
+            sizes, [field if field.shape[-1] else field.new_zeros(*field.shape[:-1], n) for field, n in fields]
+        )
 
     def extra_repr(self) -> str:
         return f"{self.size}, into={self.into!r}"

@@ -6,14 +6,16 @@ A layer is an `Unfold` or a composition of them: it has `input_size`, `output_si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ritornello.cells import Cell
 from ritornello.engine import Unfold, door
-from ritornello.errors import ArgumentError
+from ritornello.errors import ArgumentError, nearest
 
 Lengths = Tensor | Sequence[int] | None
 Function = Callable[[Tensor], Tensor]
@@ -37,6 +39,11 @@ def walks_back(layer: nn.Module) -> bool:
     return any(isinstance(part, Unfold) and part.reverse for part in layer.modules())
 
 
+def of_cells(layer: Any, tell: Callable[[Cell], Any]) -> Any:
+    """What is told of each cell in a layer, nested as the layer's state is."""
+    return tell(layer.cell) if isinstance(layer, Unfold) else layer.of_cells(tell)
+
+
 def state_sizes(layer: Any) -> Any:
     """Features of a layer's state: nested as the state is, with numbers in place of tensors.
 
@@ -45,7 +52,39 @@ def state_sizes(layer: Any) -> Any:
         >>> state_sizes(rit.nn.Stack.of(rit.LSTM, 3, 4, layers=2))
         (State(h=4, c=4), State(h=4, c=4))
     """
-    return layer.cell.State(*layer.cell.state_sizes) if isinstance(layer, Unfold) else layer.state_sizes
+    return of_cells(layer, lambda cell: cell.State(*cell.state_sizes))
+
+
+def open_sizes(layer: Any) -> Any:
+    """The same of what others than the cell may write: 0 for its private fields.
+
+    Example:
+        >>> import ritornello as rit
+        >>> open_sizes(rit.Unfold(rit.cells.GroupedRNN(3, 8)))
+        State(h=8, clock=0)
+    """
+
+    def told(cell: Cell) -> Any:
+        fields = zip(cell.State._fields, cell.state_sizes, strict=True)
+        return cell.State(*(0 if field in cell.private else size for field, size in fields))
+
+    return of_cells(layer, told)
+
+
+def check_options(owner: str, options: Iterable[str], own: Iterable[str] = ()) -> None:
+    """Raises ArgumentError for an option that is neither `Unfold`'s nor one of the owner's own."""
+    known = {*inspect.signature(Unfold).parameters, *own} - {"cell", "options", "self"}
+    for option in options:
+        if option not in known:
+            raise ArgumentError(f"Unknown option {option!r} of {owner}: {nearest(option, known)}.")
+
+
+def check_outputs(owner: str, options: dict[str, Any]) -> None:
+    """Raises ArgumentError where a layer is asked for all fields of its states, of which the owner reads one."""
+    if options.get("all_states"):
+        raise ArgumentError(
+            f"{owner} reads its layer's outputs, so that all_states is not for it; ask the Unfold alone."
+        )
 
 
 def ending(layer: Any, outputs: Tensor | None, last: Any, lengths: Lengths) -> Tensor:
@@ -134,10 +173,9 @@ class Around(nn.Module):
         """Whether x and the outputs are (batch, time, features)."""
         return self.layer.batch_first
 
-    @property
-    def state_sizes(self) -> Any:
-        """Features of the state, nested as it is."""
-        return state_sizes(self.layer)
+    def of_cells(self, tell: Callable[[Cell], Any]) -> Any:
+        """What is told of each cell, nested as the state is."""
+        return of_cells(self.layer, tell)
 
     def ending(self, outputs: Tensor | None, last: Any, lengths: Lengths) -> Tensor:
         """As the layer's."""

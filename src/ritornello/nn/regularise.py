@@ -95,7 +95,7 @@ def activation_regularisation(
         batch_first: outputs are (batch, time, features).
 
     Returns:
-        a number; 0 where there are no steps.
+        a number, in float32 at least; 0 where there are no steps.
 
     Raises:
         ArgumentError: lengths that do not fit.
@@ -104,7 +104,7 @@ def activation_regularisation(
         >>> activation_regularisation(torch.full((5, 2, 4), 3.0), 2.0, lengths=[5, 2])
         tensor(18.)
     """
-    squares = without_padding(outputs, lengths, batch_first).square()
+    squares = _wide(without_padding(outputs, lengths, batch_first)).square()
     layout = layout_of(outputs, batch_first, outputs.dim() - 1)
     steps = layout.time * layout.batch if lengths is None else torch.as_tensor(lengths).sum()
     return weight * squares.sum() / _at_least_one(steps * outputs.shape[-1])
@@ -130,7 +130,7 @@ def temporal_activation_regularisation(
         batch_first: outputs are (batch, time, features).
 
     Returns:
-        a number; 0 where there are no pairs.
+        a number, in float32 at least; 0 where there are no pairs.
 
     Raises:
         ArgumentError: lengths or resets that do not fit.
@@ -150,8 +150,13 @@ def temporal_activation_regularisation(
     if resets is not None:
         counts = counts & ~resets
     counts = counts[1:, :, None].to(outputs.device)
-    changes = (steps[1:] - steps[:-1]).where(counts, 0)
+    changes = _wide(steps[1:] - steps[:-1]).where(counts, 0)
     return weight * changes.square().sum() / _at_least_one(counts.sum() * outputs.shape[-1])
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32 at least, which has room for a sum of squares."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _at_least_one(count: Any) -> Any:

@@ -48,10 +48,15 @@ def parts_of(module: nn.Module, state: Any, count: int) -> Sequence[Any]:
     """The states of a composition's parts; None for each where none is given.
 
     Raises:
-        ArgumentError: other than so many, or tensors with an axis of layers.
+        ArgumentError: other than so many, numbers, or tensors with an axis of layers.
     """
     if state is None:
         return [None] * count
+    if isinstance(state, list) and all(isinstance(part, int) for part in state):
+        raise ArgumentError(
+            f"{type(module).__name__}: state must be a tuple of {count} states, not numbers (those of steps are given "
+            "by name, lengths=...)."
+        )
     if not isinstance(state, (tuple, list)) or len(state) != count:
         came = f"{len(state)} states" if isinstance(state, (tuple, list)) else type(state).__name__
         raise ArgumentError(f"{type(module).__name__}: state must be a tuple of {count} states, not {came}.")

@@ -12,11 +12,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ritornello.cells.adapt import name_of
+from ritornello.cells.cell import Cell
 from ritornello.cells.wrapped import Wrapped
 from ritornello.engine import Unfold, door
 from ritornello.errors import ArgumentError, CellError
 from ritornello.executors.stepper import Stepper
-from ritornello.nn.protocol import check_share
+from ritornello.nn.protocol import check_options, check_share
 from ritornello.structures import Acyclic, Forest
 
 PRODUCTS = {  # what reads h by a matrix; a concatenation is only made to be multiplied
@@ -30,13 +31,14 @@ class VariationalDropout(Unfold):
     """An `Unfold` whose dropout masks are the same at every step of a sequence (Gal & Ghahramani 2016, eq. 7).
 
     One mask zeroes features of x. Another zeroes features of h as matrices read it: in W x + U h, or U (r ⊙ h); what a
-    cell carries on of h by itself, as a GRU does, is not touched. Both hold for a whole sequence and a whole call,
-    across resets too. In evaluation it is the plain `Unfold`.
+    cell carries on of h by itself, as a GRU does, is not touched. h is the state's first field, or those that the cell
+    names (`Cell.multiplied`). Both hold for a whole sequence and a whole call, across resets too. In evaluation it is
+    the plain `Unfold`.
 
     Args:
         cell: any cell that reads its h by products in torch's own words (`F.linear`, `@`, ...).
         inputs: share of the features of x that is zeroed, the others scaled by 1/(1 - inputs). Default 0.
-        recurrent: the same of h, the state's first field. Default 0.
+        recurrent: the same of h. Default 0.
         options: as in `Unfold`.
 
     Shapes:
@@ -56,6 +58,7 @@ class VariationalDropout(Unfold):
     def __init__(self, cell: nn.Module, *, inputs: float = 0.0, recurrent: float = 0.0, **options: Any) -> None:
         check_share("VariationalDropout", "inputs", inputs)
         check_share("VariationalDropout", "recurrent", recurrent)
+        check_options("VariationalDropout", options, ("inputs", "recurrent"))
         super().__init__(Masked(cell, recurrent), **options)
         self.inputs = inputs
 
@@ -113,7 +116,7 @@ class VariationalDropout(Unfold):
             x = x * spread(F.dropout(x.new_ones(count, x.shape[-1]), self.inputs))
         if not self._masked.active:
             return x
-        return torch.cat([x, spread(F.dropout(x.new_ones(count, self.output_size), self._masked.share))], -1)
+        return torch.cat([x, spread(F.dropout(x.new_ones(count, sum(self._masked.read)), self._masked.share))], -1)
 
     def extra_repr(self) -> str:
         told = ", ".join((f"inputs={self.inputs}, recurrent={self._masked.share}", super().extra_repr()))
@@ -121,19 +124,31 @@ class VariationalDropout(Unfold):
 
 
 class Masked(Wrapped):
-    """A cell in which every product that reads h, the state's first field, reads it under a mask.
+    """A cell in which every product that reads h reads it under a mask.
 
-    In training the mask comes after the features of x; see `VariationalDropout`.
+    In training the masks come after the features of x; see `VariationalDropout`.
     """
 
     def __init__(self, cell: nn.Module, share: float) -> None:
         super().__init__(cell)
         self.share = share
+        fields = self.State._fields
+        self.where = tuple(map(fields.index, self.multiplied or fields[:1]))
+
+    @property
+    def stands_for(self) -> Cell:
+        """What messages speak of."""
+        return self.cell
+
+    @property
+    def read(self) -> list[int]:
+        """Features of each field that is masked."""
+        return [self.state_sizes[place] for place in self.where]
 
     @property
     def input_size(self) -> int:  # type: ignore[override]
         """Features of x, and in training those of h."""
-        return self.cell.input_size + self.active * self.state_sizes[0]
+        return self.cell.input_size + self.active * sum(self.read)
 
     @property
     def active(self) -> bool:
@@ -143,47 +158,51 @@ class Masked(Wrapped):
     def forward(self, x: Tensor, *s: Any) -> Any:
         if not self.active:
             return self.cell(x, *s)
-        size = self.cell.input_size
-        with _Reading([each[0] for each in s], x[..., size:]) as reading:
-            new = self.cell(x[..., :size], *s)
-        if not reading.masked:
-            raise CellError(
-                f"VariationalDropout: no product in {name_of(self.cell)} that torch shows reads its "
-                f"{self.State._fields[0]}; write it with nn.Linear or @, or say inputs alone."
-            )
+        x, *masks = x.split([self.cell.input_size, *self.read], -1)
+        hs = [(each[place], mask) for place, mask in zip(self.where, masks, strict=True) for each in s]
+        with _Reading(hs) as reading:
+            new = self.cell(x, *s)
+        for place, mask in zip(self.where, masks, strict=True):
+            if id(mask) not in reading.used:
+                raise CellError(
+                    f"VariationalDropout: no product in {name_of(self.cell)} that torch shows reads its "
+                    f"{self.State._fields[place]}; write it with nn.Linear or @, or say inputs alone."
+                )
         return new
 
 
 class _Reading(TorchFunctionMode):
-    """Within it every product of what is computed from h (one, or one a slot), element by element, reads it masked.
+    """Within it every product of what is computed from an h, element by element, reads it under the mask beside it.
 
     What a product gives is no longer h: only what other operations make of h is followed.
     """
 
-    def __init__(self, hs: list[Tensor], mask: Tensor) -> None:
+    def __init__(self, hs: list[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self.mask = mask
-        self.masked = False
-        self._followed = {id(h): h for h in hs}  # kept, so that no id is given to another
+        self.used: set[int] = set()
+        self._followed = {id(h): (h, mask) for h, mask in hs}  # kept, so that no id is given to another
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not any(id(value) in self._followed for value in tree_leaves((args, kwargs))):
+        given = [self._followed[id(value)] for value in tree_leaves((args, kwargs)) if id(value) in self._followed]
+        if not given:
             return func(*args, **kwargs)
         if func in PRODUCTS:
             args, kwargs = tree_map(self._under_mask, (args, kwargs))
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
-        self._followed.update((id(value), value) for value in tree_leaves(out) if isinstance(value, Tensor))
+        mask = given[0][1]
+        self._followed.update((id(value), (value, mask)) for value in tree_leaves(out) if isinstance(value, Tensor))
         return out
 
     def _under_mask(self, value: Any) -> Any:
         if id(value) not in self._followed:
             return value
-        if value.shape[-1] != self.mask.shape[-1]:
+        _, mask = self._followed[id(value)]
+        if value.shape[-1] != mask.shape[-1]:
             raise CellError(
-                f"VariationalDropout: a product reads {value.shape[-1]} features of the {self.mask.shape[-1]} of h; "
+                f"VariationalDropout: a product reads {value.shape[-1]} features of the {mask.shape[-1]} of h; "
                 "it must read all of them."
             )
-        self.masked = True
-        return value * self.mask
+        self.used.add(id(mask))
+        return value * mask

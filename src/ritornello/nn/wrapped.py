@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ritornello.cells.adapt import Adapted, name_of
-from ritornello.cells.cell import Cell, state_type, total
+from ritornello.cells.adapt import name_of
+from ritornello.cells.cell import state_type, total
 from ritornello.cells.wrapped import Wrapped
 from ritornello.errors import ArgumentError, nearest
 from ritornello.nn.protocol import check_share
@@ -23,16 +23,17 @@ class Zoneout(Wrapped):
 
     Args:
         cell: any cell.
-        share: of every field's units, 0 to 1 (exclusive).
-        shares: of single fields, by name, such as c=0.5, h=0.05 (the paper's, for an LSTM). Default: `share`. Of a
-            state with a field that counts, such as the clock of `GroupedRNN`, name the others alone.
+        share: of every field's units, 0 to 1 (exclusive); but for fields that are the cell's alone to write, such as
+            the clock of `GroupedRNN` (`Cell.private`).
+        shares: of single fields, by name, such as c=0.5, h=0.05 (the paper's, for an LSTM). Default: `share`.
 
     Shapes:
         As the cell's. Its parameters are called `cell.…`: of a plain cell they load into `zoneout.cell`.
         Over trees what stays is the sum over the predecessors.
 
     Raises:
-        ArgumentError: a share out of range, no share at all, or a field that the state does not have.
+        ArgumentError: a share out of range, no share at all, or of a field that the state does not have or that is
+            private.
 
     Example:
         >>> import torch, ritornello as rit
@@ -49,9 +50,13 @@ class Zoneout(Wrapped):
                 raise ArgumentError(
                     f"Zoneout: {name_of(self.cell)}.State has no field {name!r}: {nearest(name, fields)}."
                 )
+            if name in self.private:
+                raise ArgumentError(
+                    f"Zoneout: {name_of(self.cell)} alone writes its {name}, of which nothing is held back: leave it."
+                )
         if share is None and not shares:
             raise ArgumentError(f"Zoneout: say a share, or one for a field of {', '.join(fields)}.")
-        self.shares = {field: shares.get(field, share or 0.0) for field in fields}
+        self.shares = {f: 0.0 if f in self.private else shares.get(f, share or 0.0) for f in fields}
         for name, each in (("share", share or 0.0), *shares.items()):
             check_share("Zoneout", name, each)
 
@@ -71,7 +76,7 @@ class Zoneout(Wrapped):
         return ", ".join(f"{field}={share}" for field, share in self.shares.items())
 
 
-class SelfFed(Cell):
+class SelfFed(Wrapped):
     r"""A cell that reads, beside x, its own last output: real values in free running, on the compiled executor.
 
     .. math:: h^{(t)} = f(h^{(t-1)}, [x^{(t)}; y^{(t-1)}]) \qquad y^{(t)} = \mathrm{output}(h^{(t)})
@@ -85,7 +90,7 @@ class SelfFed(Cell):
         unless a state says otherwise. Over trees the cell reads the sum of the predecessors' y.
 
     Raises:
-        ArgumentError: nothing is left for x.
+        ArgumentError: an output that does not read what the cell gives, or nothing is left for x.
 
     Example:
         >>> import torch, ritornello as rit
@@ -96,17 +101,27 @@ class SelfFed(Cell):
     """
 
     def __init__(self, cell: nn.Module, output: nn.Module) -> None:
-        cell = cell if isinstance(cell, Cell) else Adapted(cell)
-        like = next(cell.parameters(), torch.zeros(()))
-        with torch.no_grad():
-            size = output(like.new_zeros(1, cell.output_size)).shape[-1]
-        if size >= cell.input_size:
+        super().__init__(cell)
+        like = next(self.cell.parameters(), torch.zeros(()))
+        try:
+            with torch.no_grad():
+                self.size = output(like.new_zeros(1, self.cell.output_size)).shape[-1]
+        except RuntimeError as error:
             raise ArgumentError(
-                f"SelfFed: the cell reads {cell.input_size} features and its output has {size}; none is left for x."
+                f"SelfFed: the cell gives {self.cell.output_size} features, which output cannot read: {error}."
+            ) from error
+        if self.size >= self.cell.input_size:
+            raise ArgumentError(
+                f"SelfFed: the cell reads {self.cell.input_size} features and its output has {self.size}; none is left "
+                "for x."
             )
-        super().__init__(cell.input_size - size, size)
-        self.cell, self.output, self.slots = cell, output, cell.slots
+        self.output = output
         _ = self.State  # made here, and not within a captured graph
+
+    @property
+    def input_size(self) -> int:  # type: ignore[override]
+        """Features of x."""
+        return self.cell.input_size - self.size
 
     @property
     def State(self) -> Any:
@@ -115,9 +130,14 @@ class SelfFed(Cell):
         return state_type("y" if "y" not in fields else "fed", *fields)
 
     @property
+    def multiplied(self) -> tuple[str, ...]:  # type: ignore[override]
+        """y, and what the cell's own recurrent weights read."""
+        return (self.State._fields[0], *(self.cell.multiplied or self.cell.State._fields[:1]))
+
+    @property
     def state_sizes(self) -> tuple[int, ...]:
         """Features of each field."""
-        return (self.hidden_size, *self.cell.state_sizes)
+        return (self.size, *self.cell.state_sizes)
 
     def forward(self, x: Tensor, *s: Any) -> Any:
         fed = _summed(tuple(each[0] for each in s))

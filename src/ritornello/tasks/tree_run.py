@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ritornello.cells.mode import evaluating
 from ritornello.data.brackets import format_trees, parse_trees, read_trees
 from ritornello.data.trees import Trees
 from ritornello.data.vocabulary import Vocabulary
 from ritornello.errors import DataError
 from ritornello.models.tree import TreeClassifier
-from ritornello.nn.mode import evaluating
 from ritornello.tasks.tree_config import TreesConfig
 from ritornello.tasks.treebank import TreebankRun
 from ritornello.training.run import Run
