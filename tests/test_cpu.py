@@ -14,10 +14,12 @@ import threading
 import weakref
 from collections import namedtuple
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,7 +57,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import ritornello as rit
 from ritornello import _core
-from ritornello.errors import ArgumentError
+from ritornello.errors import ArgumentError, CellError
 from ritornello.executors import EXECUTORS, cpu
 from ritornello.executors.fingerprint import fingerprint
 from ritornello.executors.plan import make_plan
@@ -907,6 +909,163 @@ def test_a_class_that_changes_is_seen(what: str) -> None:
     assert not torch.equal(before[0], after[0])
 
 
+class Around:
+    """What a cell may read that is not its own."""
+
+    number = 1.0
+
+    def __init__(self) -> None:
+        self.number = 1.0
+        self.inner = SimpleNamespace(number=1.0)
+
+
+def grown(value: Tensor) -> Tensor:
+    return value * GLOBALS["number"]
+
+
+NUMBER, NUMBERS, GLOBALS, OBJECT, ARRAY = 1.0, [1.0], {"number": 1.0}, Around(), np.ones(1)
+PARTIAL, MODULE = partial(torch.mul, other=1.0), ModuleType("settings_of_an_experiment")
+MODULE.number = 1.0
+
+
+OUTSIDE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], Any]]] = {
+    "a global": (lambda h: h * NUMBER, lambda: globals().update(NUMBER=3.0)),
+    "an entry of a list": (lambda h: h * NUMBERS[0], lambda: NUMBERS.__setitem__(0, 3.0)),
+    "an entry of a dict that a function reads": (lambda h: grown(h), lambda: GLOBALS.update(number=3.0)),
+    "a function": (lambda h: grown(h), lambda: globals().update(grown=lambda value: 3 * value)),
+    "an attribute": (lambda h: h * OBJECT.number, lambda: setattr(OBJECT, "number", 3.0)),
+    "an attribute of an attribute": (
+        lambda h: h * OBJECT.inner.number,
+        lambda: setattr(OBJECT.inner, "number", 3.0),
+    ),
+    "an attribute of a class": (lambda h: h * Around.number, lambda: setattr(Around, "number", 3.0)),
+    "a module's global": (lambda h: h * MODULE.number, lambda: setattr(MODULE, "number", 3.0)),
+    "an array": (lambda h: h * float(ARRAY[0]), lambda: ARRAY.fill(3.0)),
+    "a partial function": (lambda h: PARTIAL(h), lambda: PARTIAL.keywords.update(other=3.0)),
+    "within a comprehension": (lambda h: sum(h * n for n in NUMBERS), lambda: NUMBERS.append(3.0)),
+}
+
+
+class Outward(rit.Cell):
+    """Asks a function that is an attribute."""
+
+    def __init__(self, ask: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(3, 3)
+        self.ask = ask
+
+    def forward(self, x: Tensor, s: Any) -> Any:
+        return self.State(torch.tanh(x + self.ask(s.h)))
+
+
+@pytest.mark.parametrize("what", OUTSIDE)
+def test_what_a_cell_reads_outside_itself_is_seen_when_it_changes(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "NUMBER": 1.0,
+        "NUMBERS": [1.0],
+        "GLOBALS": {"number": 1.0},
+        "OBJECT": Around(),
+        "ARRAY": np.ones(1),
+        "PARTIAL": partial(torch.mul, other=1.0),
+        "grown": grown,
+    }.items():  # as they were, afterwards
+        monkeypatch.setitem(globals(), name, value)
+    monkeypatch.setattr(Around, "number", 1.0)
+    monkeypatch.setattr(MODULE, "number", 1.0)
+    ask, change = OUTSIDE[what]
+    cell, x = Outward(ask), torch.randn(4, 2, 3)
+    before = both(cell, x)
+    assert_close(*before)
+    change()
+    after = both(cell, x)
+    assert_close(*after)
+    assert not torch.equal(before[0], after[0])
+
+
+def test_the_variables_of_a_function_around_a_cell_are_seen() -> None:
+    factor, factors = 1.0, [1.0]
+
+    class Within(rit.Elman):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            return self.State(super().forward(x, s).h * factor * factors[0])
+
+    cell, x = Within(3, 3), torch.randn(4, 2, 3)
+    found = [both(cell, x)]
+    factor = 2.0
+    found.append(both(cell, x))
+    factors[0] = 2.0
+    found.append(both(cell, x))
+    for one, other in found:
+        assert_close(one, other)
+    assert_close(found[2][0][0], 4 * found[0][0][0])
+
+
+def test_what_does_not_change_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where functions call one another in a circle, and where a first call fills a table."""
+    made: list[Any] = []
+    monkeypatch.setattr(cpu, "make_plan", lambda *of: made.append(of) or make_plan(*of))
+    table: dict[int, float] = {}
+
+    def ping(h: Tensor, times: int = 2) -> Tensor:
+        return pong(h, times - 1) if times else h
+
+    def pong(h: Tensor, times: int) -> Tensor:
+        return ping(h * table.setdefault(3, 0.5), times)
+
+    unfold = rit.Unfold(Outward(ping), executor="cpu")
+    for _ in range(3):
+        unfold(torch.randn(4, 2, 3))
+    assert len(made) == 2
+
+
+def test_a_cell_that_changes_what_it_reads_outside_is_refused_and_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(cpu, "make_plan", lambda *of: made.append(of) or make_plan(*of))
+    calls: list[int] = []
+
+    def counted(h: Tensor) -> Tensor:
+        calls.append(len(calls))
+        return h
+
+    cell = Outward(counted)
+    unfold, x = rit.Unfold(cell), torch.randn(4, 2, 3)
+    unfold(x)
+    count, tried = len(calls), len(made)
+    for _ in range(3):
+        unfold(x)
+    assert len(made) == tried == 2
+    assert len(calls) == count + 12
+    reason = cpu.CpuExecutor().plan(Outward(counted), 3, (3,), torch.zeros(()))
+    assert reason == "Outward cannot be compiled: it changes what it reads outside itself whenever it is called"
+
+
+@pytest.mark.parametrize("executor", ["auto", "cpu", "reference"])
+@pytest.mark.parametrize(
+    ("deed", "what"),
+    [
+        (lambda x, s: x.mul_(0.5), "x"),
+        (lambda x, s: s.h.mul_(0.5), "s.h"),
+        (lambda x, s: s.c[:, :1].zero_(), "s.c"),
+        (lambda x, s: rit.total(s.c).add_(1), "s.c"),
+    ],
+)
+def test_what_a_cell_is_given_it_leaves_as_it_is(deed: Callable[[Tensor, Any], Any], what: str, executor: str) -> None:
+    """A caller holds it too, or the step before."""
+
+    class Writing(rit.LSTM):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            deed(x, s)
+            return super().forward(x, s)
+
+    x, state = torch.randn(4, 2, 3), (torch.randn(2, 4), torch.randn(2, 4))
+    with (
+        torch.no_grad(),
+        pytest.raises(
+            CellError, match=rf"^Writing\.forward changes its {re.escape(what)} in place.*; make a new tensor"
+        ),
+    ):
+        rit.Unfold(Writing(3, 4), executor=executor)(x, state)
+
+
 def test_a_buffer_that_went_to_another_device_is_told() -> None:
     class Masked(rit.Elman):
         def forward(self, x: Tensor, s: Any) -> Any:
@@ -938,6 +1097,8 @@ def test_the_plan_is_looked_up_once_a_call(monkeypatch: pytest.MonkeyPatch) -> N
     taken: list[Any] = []
     unfold, x = rit.Unfold(rit.LSTM(3, 4)), torch.randn(4, 2, 3)
     monkeypatch.setattr(cpu, "fingerprint", lambda *of: taken.append(of) or fingerprint(*of))
+    unfold(x)
+    taken.clear()
     for calls in (1, 2):
         unfold(x)
         assert len(taken) == calls

@@ -141,21 +141,25 @@ class CpuExecutor:
         known = self._plans.setdefault(cell, _Plans())
         watched = not torch.compiler.is_compiling() or torch.is_grad_enabled()  # by autograd, when it is traced
         features = (x_size, like.dtype, sizes, watched)
-        if known.changing:
-            refused = known.found.get((fingerprint(cell, known.changing), *features))
+        if known.changing or not known.outside:
+            refused = known.found.get((fingerprint(cell, known.changing, known.outside), *features))
             if refused is not None:
                 return refused
         key = (fingerprint(cell), *features)
         if key not in known.found:
             try:
-                known.found[key] = make_plan(cell, x_size, sizes, like)
+                plan, seen = _made(cell, x_size, sizes, like, key[0])
+                known.found[(seen, *features)] = plan
+                return plan
             except Untraceable as reason:
                 known.changing |= reason.changed
-                key = (fingerprint(cell, known.changing), *features)
+                known.outside &= not reason.outside
+                key = (fingerprint(cell, known.changing, known.outside), *features)
                 known.found[key] = f"{name_of(cell)} cannot be compiled: {reason}"
                 _log.warning("%s; it runs on the reference executor.", known.found[key])
-            if len(known.found) > 16:
-                known.found.popitem(last=False)
+            finally:
+                if len(known.found) > 16:
+                    known.found.popitem(last=False)
         return known.found[key]
 
 
@@ -165,11 +169,23 @@ class _Plans:
     Attributes:
         found: plans and reasons, by fingerprint and features.
         changing: names of settings that the cell changes whenever it is called.
+        outside: whether what it reads outside itself counts; not where it changes that whenever it is called.
     """
 
     def __init__(self) -> None:
         self.found: OrderedDict[Any, Plan | str] = OrderedDict()
         self.changing: frozenset[str] = frozenset()
+        self.outside = True
+
+
+def _made(cell: Any, x_size: int, sizes: tuple[int, ...], like: Tensor, seen: Any) -> tuple[Plan, Any]:
+    """The cell's plan, and its fingerprint then: what a first call sets up outside it, such as a table, is there."""
+    for _ in range(2):
+        plan, before = make_plan(cell, x_size, sizes, like), seen
+        seen = fingerprint(cell)
+        if seen == before:
+            return plan, seen
+    raise Untraceable("it changes what it reads outside itself whenever it is called", outside=True)
 
 
 def _too_many(predecessors: int, fields: int) -> str:

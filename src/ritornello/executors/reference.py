@@ -21,7 +21,7 @@ from ritornello.cells.cell import Cell, meaning_of_total, over_predecessors
 from ritornello.cells.mode import modes_of, within
 from ritornello.errors import CellError, RitornelloError
 from ritornello.executors.request import Request, Result
-from ritornello.program import damped
+from ritornello.program import changed_in_place, damped
 from ritornello.structures import Level, segments
 
 
@@ -164,7 +164,20 @@ class _Table:
 
 def _chain_step(cell: Cell, x: Tensor, state: Any, damping: Tensor | None) -> Any:
     before = state if damping is None else type(state)(*(damped(field, damping) for field in state))
-    return _checked(cell, cell(x, before), state, (len(x),))
+    return _checked(cell, _called(cell, x, before), state, (len(x),))
+
+
+def _called(cell: Cell, x: Tensor, *states: Any) -> Any:
+    """What the cell makes of them, which it must leave as they are."""
+    names = ("x", *(f"s.{field}" for state in states for field in state._fields))
+    given = (x, *(field for state in states for field in state))
+    watched = not torch.compiler.is_compiling() and not any(tensor.is_inference() for tensor in given)
+    versions = [tensor._version for tensor in given] if watched else []
+    new = cell(x, *states)
+    for name, tensor, version in zip(names, given, versions, strict=False):
+        if tensor._version != version:
+            raise changed_in_place(cell, name)
+    return new
 
 
 def step_over(cell: Cell, x: Tensor, state: Any, damping: Tensor | None = None) -> Any:
@@ -183,13 +196,13 @@ def step_over(cell: Cell, x: Tensor, state: Any, damping: Tensor | None = None) 
     predecessors = state[0].shape[1]
     if getattr(cell, "slots", None) is not None:
         children = [type(state)(*(field[:, slot] for field in state)) for slot in range(predecessors)]
-        return _checked(cell, cell(x, *children), children[0], (len(x),))
+        return _checked(cell, _called(cell, x, *children), children[0], (len(x),))
     if predecessors == 1:  # as on a chain: `total` is the identity
         return _chain_step(cell, x, type(state)(*(field.squeeze(1) for field in state)), damping)
     assert damping is None, "trees are not damped"
     try:
         with meaning_of_total(over_predecessors):
-            new = cell(x.unsqueeze(1), state)
+            new = _called(cell, x.unsqueeze(1), state)
     except (torch.OutOfMemoryError, RitornelloError):
         raise
     except (RuntimeError, ValueError) as error:

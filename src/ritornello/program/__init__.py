@@ -8,7 +8,7 @@ from ritornello.program.ops import damped
 from ritornello.program.passes import blank, damp, simplify, unroll
 from ritornello.program.program import Builder, Node, Program, Value, prune
 from ritornello.program.random import philox
-from ritornello.program.trace import Untraceable, lookup, trace
+from ritornello.program.trace import Untraceable, changed_in_place, lookup, trace
 
 __all__ = [
     "MOST_FIELDS",
@@ -22,6 +22,7 @@ __all__ = [
     "Value",
     "Wants",
     "blank",
+    "changed_in_place",
     "damp",
     "damped",
     "derive",

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ritornello.cells.adapt import name_of
 from ritornello.cells.cell import meaning_of_total
 from ritornello.cells.untouched import holds_tensors, untouched
+from ritornello.errors import CellError
 from ritornello.program.program import (
     CONSTANT,
     INPUT,
@@ -46,11 +48,13 @@ class Untraceable(Exception):
 
     Attributes:
         changed: names of what the cell changes in itself whenever it is called.
+        outside: whether it changes what it reads outside itself.
     """
 
-    def __init__(self, reason: str, changed: Iterable[str] = ()) -> None:
+    def __init__(self, reason: str, changed: Iterable[str] = (), outside: bool = False) -> None:
         super().__init__(reason)
         self.changed = frozenset(changed)
+        self.outside = outside
 
 
 def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program:
@@ -99,6 +103,9 @@ def _recorded(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: 
         zeros = torch.zeros(rows, size, dtype=like.dtype, device=like.device)
         tensor = zeros.requires_grad_(recorder.gradients).clone()  # as in training
         recorder.bind(tensor, b.leaf(name, attributes, (size,), rate))
+        recorder.given[tensor.untyped_storage()._cdata] = (
+            "x" if name == "x" else f"s.{cell.State._fields[attributes[0]]}"
+        )
         return tensor
 
     x = leaf("x", (), x_size, INPUT)
@@ -118,7 +125,7 @@ def _recorded(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: 
         ):
             new = cell(x, *states)
         recorder.check_hooks()
-    except (Untraceable, torch.OutOfMemoryError):
+    except (Untraceable, CellError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # its own mistake: the reference executor calls it again and reports it
         raise Untraceable(f"it raised {type(error).__name__}: {error}") from error
@@ -128,6 +135,11 @@ def _recorded(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: 
         raise Untraceable("it does not return its State")
     results = [recorder.result(value, size) for value, size in zip(new, sizes, strict=True)]
     return prune(Program(tuple(b.nodes), tuple(results), tuple(sizes), x_size, slots or 1))
+
+
+def changed_in_place(cell: Any, what: str, where: str = "") -> CellError:
+    """The error for a cell that writes into what it is given, which others hold too: a caller, the step before."""
+    return CellError(f"{name_of(cell)}.forward changes its {what} in place{where}; make a new tensor instead.")
 
 
 def _with_gradients(wanted: bool) -> Any:
@@ -146,6 +158,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         builder: holds the program as far as it is written.
         rows: how many rows the cell is called on.
+        given: by their memory, what the cell is given.
         gradients: whether autograd watches too; in TorchScript it has ops of its own.
         drawn_for: by a tensor's id what numbers like it are drawn for: ROW, UNKNOWN or PREDECESSOR.
     """
@@ -158,8 +171,10 @@ class Recorder(TorchDispatchMode):
     def __init__(self, cell: nn.Module, rows: int) -> None:
         super().__init__()
         self.builder = Builder()
+        self.cell = cell
         self.rows = rows
         self.streams = 0
+        self.given: dict[int, str] = {}
         self.drawn_for: dict[int, int] = {}
         self._values: dict[int, Value] = {}
         self._kept: list[Tensor] = []
@@ -188,6 +203,9 @@ class Recorder(TorchDispatchMode):
         """An in-place op: what shares the tensor's memory is no longer what was recorded of it."""
         if id(tensor) in self._names:
             raise self.untraceable("changing a parameter or buffer in place")
+        given = self.given.get(tensor.untyped_storage()._cdata)
+        if given is not None:
+            raise changed_in_place(self.cell, given, f" ({_where()})")
         for other in self._storages.get(tensor.untyped_storage()._cdata, ()):
             if other is not tensor and not _apart(tensor, other):
                 self._stale.add(id(other))
