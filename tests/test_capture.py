@@ -216,22 +216,66 @@ def test_a_cell_captured_without_gradients_is_traced_anew_for_training() -> None
 
 def test_a_setting_that_changes_is_captured_anew() -> None:
     class Scaled(rit.Elman):
+        of_all = 1.0
+
         def __init__(self) -> None:
             super().__init__(5, 7)
-            self.factor, self.power, self.negative = 1.0, 1, False
+            self.factor, self.power, self.negative, self.shift = 1.0, 1, False, None
+            self.numbers, self.by_name, self.squash = [1.0, 1.0], {"number": 1.0}, torch.tanh
 
         def forward(self, x: Tensor, s: Any) -> Any:
-            h = super().forward(x, s).h ** self.power * self.factor
+            h = self.squash(super().forward(x, s).h ** self.power * self.factor)
+            h = h * self.numbers[1] * self.by_name["number"] * self.of_all
+            h = h if self.shift is None else h + self.shift
             return self.State(-h if self.negative else h)
 
     torch._dynamo.reset()
     unfold, x = rit.Unfold(Scaled()), torch.randn(6, 3, 5)
     compiled = torch.compile(unfold, fullgraph=True, backend="eager")
-    for name, value in (("factor", 0.25), ("factor", 0.5), ("power", 2), ("power", 3), ("negative", True)):
+    cell = unfold.cell
+    for change in (
+        *(partial(setattr, cell, "factor", factor) for factor in (0.25, 0.5)),
+        *(partial(setattr, cell, "power", power) for power in (2, 3)),
+        partial(setattr, cell, "negative", True),
+        partial(setattr, cell, "shift", 0.5),
+        partial(cell.numbers.__setitem__, 1, 2.0),
+        partial(cell.by_name.update, number=3.0),
+        partial(setattr, cell, "squash", torch.sigmoid),
+        partial(setattr, Scaled, "of_all", 2.0),
+        partial(setattr, cell, "of_all", 0.5),
+    ):
+        torch._dynamo.reset()  # which captures so many at most
         before = compiled(x)
-        setattr(unfold.cell, name, value)
+        change()
         assert_close(compiled(x), unfold(x))
         assert not torch.equal(compiled(x)[0], before[0])
+
+
+def test_a_cell_that_cannot_be_compiled_runs_between_two_graphs() -> None:
+    class Rounded(rit.Elman):
+        def forward(self, x: Tensor, s: Any) -> Any:
+            h = super().forward(x, s).h
+            return self.State(h + h.argmax(-1, keepdim=True))
+
+    torch._dynamo.reset()
+    unfold, x, graphs = rit.Unfold(Rounded(5, 7)), torch.randn(6, 3, 5), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled, parameters = (
+        torch.compile(lambda x: 2 * unfold(x + 1)[0], backend=backend),
+        dict(unfold.named_parameters()),
+    )
+    found, expected = compiled(x), 2 * unfold(x + 1)[0]
+    assert_close(found, expected)
+    assert_close(gradients(found, parameters), gradients(expected, parameters))
+    assert len(graphs) == 2
+    with pytest.raises(
+        torch._dynamo.exc.Unsupported, match=r"Rounded cannot be compiled: torch's argmax \(test_capture"
+    ):
+        torch.compile(unfold, fullgraph=True, backend="eager")(x)
 
 
 def test_another_cell_is_captured_in_place_of_the_first() -> None:

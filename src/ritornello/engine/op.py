@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from types import FunctionType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 from weakref import WeakValueDictionary
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, library
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ritornello.cells.untouched import own_classes
 from ritornello.executors import EXECUTORS
 from ritornello.executors.chains import ChainRun
 from ritornello.executors.cpu import CpuExecutor
@@ -24,6 +26,7 @@ from ritornello.executors.run import inside
 from ritornello.program import Node, Program, Value, Wants
 from ritornello.structures import Schedule, chain, from_rows, to_rows
 
+_OWN = frozenset(vars(torch.nn.Module())) - {"training"}  # what torch itself keeps in every module
 _CELLS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
@@ -43,12 +46,14 @@ class Captured(NamedTuple):
     """What a captured graph holds of a cell, all of it constants.
 
     Attributes:
-        program: its text, or "" if it has none.
+        program: its text, or "" if it has none,
+        reason: why.
         fields: of the state.
         random: whether it draws at random.
         paths: of the parameters that the op reads; None where they must be computed from others first,
         nodes, values: by these.
-        settings: numbers and texts by their paths, that the graph is captured anew when one of them changes.
+        settings: numbers and texts, and collections of these alone, by their paths,
+        others: and paths of functions: the graph is captured anew when one of them changes.
     """
 
     program: str
@@ -57,7 +62,9 @@ class Captured(NamedTuple):
     paths: tuple[str, ...] | None
     nodes: tuple[Node, ...]
     values: tuple[Value, ...]
+    reason: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
+    others: tuple[str, ...] = ()
 
 
 def capture(number: int, training: bool) -> Captured:
@@ -70,14 +77,45 @@ def capture(number: int, training: bool) -> Captured:
     executor = EXECUTORS["cpu"]
     assert isinstance(executor, CpuExecutor)
     captured = capture_plan(lambda: executor.plan_or_reason(cell, cell.input_size, tuple(cell.state_sizes), like))
-    return captured._replace(settings=tuple(_settings(cell)))
+    found = list(_settings(cell))
+    plain = tuple((path, _frozen(value)) for path, value in found if _is_plain(value))
+    others = tuple(path for path, value in found if callable(value) and not isinstance(value, (type, torch.nn.Module)))
+    return captured._replace(settings=plain, others=others)
 
 
 def _settings(cell: Any) -> Iterator[tuple[str, Any]]:
+    """The attributes of modules, and of their classes but for methods, by their paths."""
     for prefix, module in cell.named_modules():
-        for name, value in vars(module).items():
-            if type(value) in (bool, int, float, str) and value == value:  # not NaN
-                yield (f"{prefix}.{name}" if prefix else name), value
+        said = {name: value for name, value in vars(module).items() if name not in _OWN}
+        for kind in own_classes(type(module)):
+            for name, value in vars(kind).items():
+                if not name.startswith("__") and not isinstance(value, FunctionType):
+                    said.setdefault(name, value)
+        for name, value in said.items():
+            yield (f"{prefix}.{name}" if prefix else name), value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple, dict)):
+        return all(map(_is_plain, (*value, *value.values()) if isinstance(value, dict) else value))
+    return type(value) in (bool, int, float, str, type(None)) and value == value  # not NaN
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+def differs(value: Any, before: Any) -> bool:
+    """Whether a setting is another than what was captured of it; leaf by leaf, so that torch.compile watches each."""
+    if isinstance(value, dict):
+        value = list(value.items())
+    if isinstance(value, (list, tuple)):
+        if not isinstance(before, tuple) or len(value) != len(before):
+            return True
+        return any(differs(one, other) for one, other in zip(value, before, strict=True))
+    return value != before
 
 
 def capture_plan(make: Callable[[], Plan | str]) -> Captured:
@@ -86,7 +124,7 @@ def capture_plan(make: Callable[[], Plan | str]) -> Captured:
     with _disable_current_modes(), patch.object(torch.nn.Module, "__call__", call):
         plan = make()
     if not isinstance(plan, Plan):
-        return Captured("", 0, False, None, (), ())
+        return Captured("", 0, False, None, (), (), plan)
     code = plan.compiled(_wants(plan, True)).code
     nodes = code.program.nodes
     simple = all(nodes[value].op == "parameter" for value in code.parameters)

@@ -13,7 +13,7 @@ from ritornello.cells.adapt import Adapted, name_of
 from ritornello.cells.cell import Cell
 from ritornello.engine import door
 from ritornello.engine.adjoint import PLAIN, Adjoint, Full, check_trees, settle_adjoint
-from ritornello.engine.op import Captured, capture, captured_values, new_seed, remember
+from ritornello.engine.op import Captured, capture, captured_values, differs, new_seed, remember
 from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError
 from ritornello.executors import EXECUTORS, Request, Result, check_name, choose
@@ -150,10 +150,15 @@ class Unfold(nn.Module):
                 )
             eager = torch._dynamo.disable(self.forward)  # such an adjoint is no node of a graph: it runs between two
             return eager(x, state, lengths=lengths, resets=resets, all_states=all_states)
+        given = x
         x, layout = door.settle_input(self.cell, x, self.batch_first)
         captured = self._captured(x) if torch.compiler.is_compiling() else None
-        if captured is not None:
+        if captured is not None and captured.program:
             return self._as_node(captured, x, layout, state, lengths, resets, all_states)
+        if captured is not None and torch.compiler.is_dynamo_compiling():
+            torch._dynamo.graph_break(msg=captured.reason)
+            eager = torch._dynamo.disable(self.forward)  # it runs between two graphs
+            return eager(given, state, lengths=lengths, resets=resets, all_states=all_states)
         schedule = door.chain_schedule(layout, lengths, resets, self.reverse)
         blank = self._blank(x)
         entry = door.settle_state(self.cell, state, blank, x, layout.batch, layout.batched)
@@ -204,14 +209,15 @@ class Unfold(nn.Module):
         return Stepper(plan, self.cell, settle, like, rows)
 
     def _captured(self, x: Tensor) -> Captured | None:
-        """What a graph that is being captured holds of the cell, if the unfolding can be one node of it."""
+        """What a graph that is being captured holds of the cell, if the unfolding is for the compiled executor."""
         if self.executor not in ("auto", "cpu") or unfit(x) is not None:
             return None
         captured = capture(self._number, self.training)
-        if not captured.program:
-            return None
         for path, value in captured.settings:
-            if lookup(self.cell, path) != value:  # never; but now torch.compile watches for it
+            if differs(lookup(self.cell, path), value):  # never; but now torch.compile watches for it
+                return None
+        for path in captured.others:
+            if lookup(self.cell, path) is None:  # neither
                 return None
         return captured
 
