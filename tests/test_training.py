@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import itertools
@@ -808,7 +809,8 @@ class TestResume:
         ("options", "message"),
         [
             ({"given": {"hidden": 16}}, r"hidden is 8 in .* and cannot become 16; leave it out"),
-            ({"given": {"steps": 20}}, r"steps is 12 in .* and cannot become 20"),
+            ({"given": {"minutes": 2.0}}, r"has a budget in steps; give more of these, --steps, not minutes\."),
+            ({"given": {"device": "nowhere"}}, r"Device 'nowhere' cannot be used here"),
             ({"cell": "gru"}, r"was trained with the cell 'lstm', not 'gru'"),
         ],
     )
@@ -820,6 +822,24 @@ class TestResume:
         shutil.copytree(whole, tmp_path / "run")
         language_model.resume(tmp_path / "run", given={**SMALL, "train": [str(text)], "cell": "lstm"})
         assert everything(tmp_path / "run") == everything(whole)
+
+    def test_a_complete_run_goes_on_with_a_larger_budget(self, whole, tmp_path):
+        """Evaluations are where the new budget has them; what was there stays, and threads may be others."""
+        shutil.copytree(whole, tmp_path / "run")
+        language_model.resume(tmp_path / "run", given={"steps": 24, "threads": 1})
+        run = Run.open(tmp_path / "run")
+        assert [row["step"] for row in run.metrics()] == [3, 6, 9, 12, 18, 24]
+        assert run.metrics()[:4] == Run.open(whole).metrics()
+        assert (run.section("training")["steps"], run.section("training")["threads"]) == (24, 1)
+        before = everything(tmp_path / "run")
+        language_model.resume(tmp_path / "run")
+        assert everything(tmp_path / "run") == before
+
+    def test_ctrl_c_is_told_in_python_too(self, tmp_path, text, caplog, monkeypatch):
+        monkeypatch.setattr(loop, "interruptible", lambda: contextlib.nullcontext(lambda: True))
+        run = language_model.train(tmp_path / "run", train=text, **SMALL)
+        assert run.interrupted
+        assert f"Stopped by Ctrl-C; all is kept in {tmp_path / 'run'}, and resume goes on from it." in caplog.messages
 
     def test_nothing_to_resume(self, tmp_path, text):
         with pytest.raises(RunError, match=r"There is no run .*nowhere; rit train makes one"):

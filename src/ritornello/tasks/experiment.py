@@ -15,7 +15,7 @@ from torch import nn
 from ritornello.cells import catalogue
 from ritornello.errors import ArgumentError, CellError, RitornelloError, RunError, nearest
 from ritornello.processor import has_bfloat16
-from ritornello.training.config import from_json
+from ritornello.training.config import BUDGETS, from_json
 from ritornello.training.display import Display
 from ritornello.training.files import load_weights, read_tensors
 from ritornello.training.loop import Task
@@ -97,7 +97,8 @@ class Experiment(Generic[Found]):
         Args:
             out: the run's folder.
             cell: the run's foreign cell, named again (or its class); see `load`.
-            given: options as `train` takes them; they must be the run's own.
+            given: options as `train` takes them; they must be the run's own, but for more of its budget (the learning
+                rate then follows the new one from where it is), threads, and device.
             watch: as in `train`.
 
         Raises:
@@ -109,8 +110,8 @@ class Experiment(Generic[Found]):
         named = given.pop("cell", None)
         with Run.reopen(out, self.name) as run:
             cell_class = cell_of(run, self.section(run, "model").cell, cell or named)
-            check_device(self.section(run, "training").device)
-            check_given(run, self.kinds, given, out)
+            check_device((given or {}).get("device", self.section(run, "training").device))
+            change(run, self.kinds, given, out)
             if not (run.path / self.prepared).exists():
                 self.prepare(run, watch)
                 self.check(run, cell_class)
@@ -181,6 +182,8 @@ class Experiment(Generic[Found]):
             torch.set_num_threads(threads)
         found: Any = self.use(run, self.best(run, model), known)
         found.interrupted = interrupted
+        if interrupted and watch is None:
+            _log.warning("Stopped by Ctrl-C; all is kept in %s, and resume goes on from it.", run.path)
         return found
 
     @staticmethod
@@ -210,13 +213,26 @@ def section(run: Run, kinds: Kinds, name: str) -> Any:
     return from_json(kinds[name], run.section(name), f"{run.path / 'config.json'}, section {name!r},")
 
 
-def check_given(run: Run, kinds: Kinds, given: Mapping[str, Any], out: Any) -> None:
-    """Raises ArgumentError unless options named again are the run's own."""
+def change(run: Run, kinds: Kinds, given: Mapping[str, Any], out: Any) -> None:
+    """Gives a run what may become another when it goes on.
+
+    Raises:
+        ArgumentError: another option that is not the run's own.
+    """
+    changed: dict[str, Any] = {}
     for name, config in settle(kinds, given).items():
         for option in set(given) & {field.name for field in fields(config)}:
             asked, own = getattr(config, option), getattr(section(run, kinds, name), option)
-            if asked != own:
+            if asked == own:
+                continue
+            if option in BUDGETS and not own:
+                kind = next(each for each in BUDGETS if getattr(section(run, kinds, name), each))
+                raise ArgumentError(f"{out} has a budget in {kind}; give more of these, --{kind}, not {option}.")
+            if option not in (*BUDGETS, "threads", "device"):
                 raise ArgumentError(f"{option} is {own!r} in {out} and cannot become {asked!r}; leave it out.")
+            changed[option] = asked
+    if changed:
+        run.rewrite({**run.config, "training": {**run.section("training"), **changed}})
 
 
 def cell_of(run: Run, own: str, named: str | type | None) -> Callable[..., Any]:

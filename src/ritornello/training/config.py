@@ -18,6 +18,7 @@ DEFAULT_MINUTES = 3.0
 MOST_THREADS = 1024
 LIMIT = 1 << 63  # of every number: what torch takes as a seed or a size
 
+BUDGETS = ("steps", "epochs", "minutes")
 Config = TypeVar("Config")
 
 
@@ -109,7 +110,7 @@ class TrainingConfig:
                 raise ArgumentError(f"{name} must be below 1, not {getattr(self, name)}.")
         if self.threads > MOST_THREADS:
             raise ArgumentError(f"threads must be at most {MOST_THREADS}, not {self.threads}.")
-        budgets = [name for name in ("steps", "epochs", "minutes") if getattr(self, name)]
+        budgets = [name for name in BUDGETS if getattr(self, name)]
         if len(budgets) > 1:
             raise ArgumentError(f"Give one budget, steps, epochs or minutes; came: {' and '.join(budgets)}.")
         if not budgets:

@@ -92,6 +92,8 @@ def train(
     device_type = next(model.parameters()).device.type
     per_epoch = task.windows()
     batches = task.batches(progress.epoch, progress.window)
+    due = int(progress.fraction(config, per_epoch) * config.evaluations + 1e-9)
+    progress.evaluations = min(progress.evaluations, due)  # fewer where the budget has grown
     log = Log(run, progress.log_size)
     before = checkpointed = time.monotonic()
 

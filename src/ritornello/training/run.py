@@ -121,6 +121,11 @@ class Run:
             raise RunError(f"{path} holds the task {config['task']!r}; expected {task!r}.")
         return cls(path, config)
 
+    def rewrite(self, config: Mapping[str, Any]) -> None:
+        """Gives the run another configuration."""
+        write_json(self.path / "config.json", config)
+        self.config = config
+
     def section(self, name: str) -> dict[str, Any]:
         """One of the task's parts of the configuration.
 
