@@ -318,6 +318,31 @@ def test_the_same_mistakes_are_refused(name: str, what: str) -> None:
         assert said[0][1] == said[1][1]
 
 
+WRITES = {
+    "outputs": lambda outputs, state: flat(outputs)[0].relu_(),
+    "one step": lambda outputs, state: flat(outputs)[0][-1].mul_(2),
+    "the state": lambda outputs, state: flat(state)[0].mul_(2),
+    "the state, detached": lambda outputs, state: [field.detach_() for field in flat(state)],
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("name", list(PAIRS))
+def test_what_torch_s_callers_write_into_ours_may_too(name: str, layers: int, layout: str, what: str) -> None:
+    """As in `F.relu(outputs, inplace=True)`, and `hidden.detach_()` between two windows."""
+    if (name, layout) == ("LSTM", "padded") and what in ("outputs", "one step"):
+        pytest.skip("torch's LSTM forbids it too")
+    found = []
+    for module in both(name, 3, 4, layers):
+        outputs, state = module(inputs(layout, False)[0])
+        WRITES[what](outputs, state)
+        loss = sum(value.square().sum() for value in flat((outputs, state)))
+        found.append([loss, *torch.autograd.grad(loss, list(module.parameters()), materialize_grads=True)])
+    assert_close(found[1], found[0])
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

@@ -35,6 +35,11 @@ class Batch:
         """Whether the input came packed."""
         return isinstance(self.given, PackedSequence)
 
+    @property
+    def dense(self) -> bool:
+        """Whether no sequence ends early, so that steps are rows as they lie."""
+        return self.lengths is None
+
     @cached_property
     def _base(self) -> Schedule:
         return chain(self.layout.time, self.layout.batch, lengths=self.lengths)

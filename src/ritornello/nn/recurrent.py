@@ -319,7 +319,13 @@ class Recurrent(nn.RNNBase):
             return [from_rows(field, schedule, len(x)) for field in result.rows], result.last
 
         x, last, steps = self._through(batch.rows(), batch, states, unfold)
-        return batch.back(x), last, self._all(steps, batch.padded) if all_states else None
+        outputs = batch.back(x)
+        if x is steps[-1][0] and x.requires_grad and (batch.packed or (self.mode != "LSTM" and batch.dense)):
+            copy = (
+                outputs.data if batch.packed else outputs
+            ).clone()  # the backward pass reads x, and torch's callers may write into its outputs
+            outputs = outputs._replace(data=copy) if batch.packed else copy
+        return outputs, last, self._all(steps, batch.padded) if all_states else None
 
     def _in_graph(self, batch: Batch, states: list[Tensor] | None, all_states: bool) -> tuple[Any, list[Tensor], Any]:
         """As nodes of a graph that is being captured, over padded steps."""
@@ -359,7 +365,7 @@ class Recurrent(nn.RNNBase):
             if self.residual and x.shape == below.shape:
                 x = x + below
         fields = range(len(layer.state_sizes))
-        return x, [_stacked([final[field] for final in last]) for field in fields], steps
+        return x, [torch.stack([final[field] for final in last]) for field in fields], steps
 
     def _dropped(self, x: Tensor, number: int, batch: Batch) -> Tensor:
         """A layer's input in training."""
@@ -387,10 +393,6 @@ class Recurrent(nn.RNNBase):
         """The states of all steps and layers, as `all_states` returns them."""
         names = self._layer(0).state_names
         return STATES[names](*(torch.stack([laid_out(rows[f]) for rows in steps]) for f in range(len(names))))
-
-
-def _stacked(fields: list[Tensor]) -> Tensor:
-    return torch.stack(fields) if len(fields) > 1 else fields[0].unsqueeze(0)
 
 
 def initialise_recurrent(module: nn.RNNBase, init: Init) -> None:
