@@ -433,18 +433,18 @@ def counting(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return x * c.steps
 
 
-OTHER_AXES = "a reduction over other axes than the row's last"
+ROWS = "a reduction over rows, which makes results depend on which sequences share a batch"
 NUMBER = torch.tensor(2.0)
 REFUSED: dict[str, tuple[Function, str]] = {
     "a branch": (lambda c, x, h: x if h.sum() > 0 else h, "a number that depends on data"),
     "a number": (lambda c, x, h: x * h.max().item(), r"a reduction|torch's max|a number that depends on data"),
     "a number of a parameter": (lambda c, x, h: x * c.w[0].item(), "a number that depends on data"),
     "an op without a word": (lambda c, x, h: x.cumprod(-1), "torch's cumprod"),
-    "a sum over the batch": (lambda c, x, h: x - x.sum(0), OTHER_AXES),
-    "a mean over the batch": (lambda c, x, h: x - x.mean(0, keepdim=True), OTHER_AXES),
-    "a mean of everything": (lambda c, x, h: x - x.mean(), OTHER_AXES),
-    "the largest of everything": (lambda c, x, h: x - x.amax(), OTHER_AXES),
-    "the smallest of everything": (lambda c, x, h: x - x.amin(), OTHER_AXES),
+    "a sum over the batch": (lambda c, x, h: x - x.sum(0), ROWS),
+    "a mean over the batch": (lambda c, x, h: x - x.mean(0, keepdim=True), ROWS),
+    "a mean of everything": (lambda c, x, h: x - x.mean(), ROWS),
+    "the largest of everything": (lambda c, x, h: x - x.amax(), ROWS),
+    "the smallest of everything": (lambda c, x, h: x - x.amin(), ROWS),
     "a changed view": (overwritten, "reading a tensor after a view of it was changed in place"),
     "the number of rows": (lambda c, x, h: x / x.shape[0], "number of rows"),
     "a tensor of nobody's": (closure(), "a tensor of shape"),

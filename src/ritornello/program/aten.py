@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Translation = Callable[..., Any]
 TABLE: dict[str, Translation] = {}
+MIXING = "which makes results depend on which sequences share a batch"
 GROUPS = 16  # rows that a cell sees as (groups, size): how many groups are written out one by one
 RUNS = GROUPS**2  # a row put into another order: how many runs of neighbours it may fall into
 NUMBERS = ("_local_scalar_dense", "item", "is_nonzero", "equal")  # answers for Python
@@ -58,7 +59,8 @@ def translate(r: Recorder, func: Any, args: Any, kwargs: Any, tensors: Sequence[
     in_place = base.endswith("_") and not base.endswith("__")
     rates = [r.builder.rate(r.value(t)) for t in tensors]
     if base in NUMBERS:
-        raise r.untraceable("asking for a number that depends on data, as `if tensor` and .item() do")
+        mixing = f", {MIXING}" if rates and max(rates) > PARAMETER else ""
+        raise r.untraceable(f"asking for a number that depends on data, as `if tensor` and .item() do{mixing}")
     if torch.Tag.nondeterministic_seeded in func.tags and rates and max(rates) == PARAMETER:
         raise r.untraceable(f"torch's {base} of a parameter: random numbers that all rows share")
     folded = [t for t, rate in zip(tensors, rates, strict=True) if rate > PARAMETER and t.shape[:1] != (r.rows,)]
@@ -72,7 +74,8 @@ def translate(r: Recorder, func: Any, args: Any, kwargs: Any, tensors: Sequence[
         return
     entry = TABLE.get(f"{base}.{overload}") or TABLE.get(base) or (TABLE.get(base[:-1]) if in_place else None)
     if entry is None:
-        raise r.untraceable(f"torch's {base}")
+        other = "; amax and amin are compiled" if base in ("max", "min") else ""
+        raise r.untraceable(f"torch's {base}{other}")
     if base not in (*VIEWS, *CUTS) and any(t.shape[:1] == (r.rows,) and not t.numel() for t in tensors):
         raise r.untraceable(f"torch's {base} of a tensor without elements")
     value = entry(Call(r, out), *args, **kwargs)
@@ -163,7 +166,9 @@ class Call:
         value = self.r.value(operand)
         axes = {axis % operand.dim() for axis in ([dims] if isinstance(dims, int) else dims or range(operand.dim()))}
         kept = operand.dim() - len(axes)
-        if 0 in axes or axes != set(range(kept, operand.dim())):
+        if 0 in axes:
+            raise self.r.untraceable(f"a reduction over rows, {MIXING}")
+        if axes != set(range(kept, operand.dim())):
             raise self.r.untraceable("a reduction over other axes than the row's last")
         count, size = math.prod(operand.shape[1:kept]), math.prod(operand.shape[kept:])
         if count > GROUPS:

@@ -86,7 +86,7 @@ def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program
         with untouched(cell):
             third = _recorded(cell, x_size, sizes, like, 3)
         if _alike(first, third):
-            raise Untraceable("its computation depends on the number of rows")
+            raise Untraceable("its computation depends on the number of rows, and so on how sequences are batched")
         raise Untraceable("its computation differs from call to call, by what is neither an input nor a setting of it")
     return first
 
