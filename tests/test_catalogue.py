@@ -194,6 +194,7 @@ def test_find_with_options(name: str, kind: type, expected: dict[str, Any]) -> N
             )
         ),
         ("lsmt(forget_bias=1)", "Unknown cell 'lsmt': did you mean lstm or slstm?"),
+        ("mine.py", "'mine.py' names a file and no cell in it: write mine.py:Class."),
     ],
 )
 def test_options_that_are_not_understood(name: str, message: str) -> None:

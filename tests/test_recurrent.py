@@ -359,6 +359,13 @@ def test_options_that_do_not_fit(kwargs: dict[str, Any], message: str) -> None:
         rit.nn.LSTM(3, 4, **kwargs)
 
 
+def test_options_of_another_module_are_named() -> None:
+    with pytest.raises(ArgumentError, match=r"^peephole is an option of LSTM, not of GRU\.$"):
+        rit.nn.GRU(3, 4, peephole=True)
+    with pytest.raises(ArgumentError, match=r"^reset is an option of GRU, not of RNN\.$"):
+        rit.nn.RNN(3, 4, reset="before")
+
+
 def test_a_state_that_does_not_fit_is_named() -> None:
     _, ours = both("LSTM", 3, 4, proj_size=2)
     x = torch.zeros(5, 2, 3, dtype=F64)

@@ -552,6 +552,7 @@ def test_deep_and_many() -> None:
             lambda: Forest.from_flat(np.array([-1, -1]), np.array([1])),
             r"^sizes add up to 1 nodes, and there are 2 parents\.$",
         ),
+        (lambda: Forest.from_nested("a b"), r"^Trees are nested lists, not a text; ritornello\.data\.brackets reads"),
         (lambda: Forest.from_nested(["a", ["a", ["b", []]]]), r"^Tree 1 holds an empty list; a list has children"),
         (lambda: Forest.from_depths([0, 1, 3]), "^depths: node 2 has depth 3, and no parent precedes it"),
         (lambda: Forest.from_depths([1]), "^depths: node 0 has depth 1,"),

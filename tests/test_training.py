@@ -506,6 +506,13 @@ class TestNoNumber:
         assert progress.step == 4
         assert torch.equal(fresh.weight, watch.weights[3])
 
+    def test_from_the_first_update_on(self, run):
+        told = (
+            r"The loss is nan after 0 updates\. Nothing is learnt yet: the cell, or its first weights, give no finite"
+        )
+        with pytest.raises(RunError, match=told):
+            fit(Slope([1.0], bad=1), nn.Linear(1, 1, bias=False), run, steps=3, evaluations=3)
+
     def test_a_validation_loss_that_is_none(self, run):
         with pytest.raises(RunError, match="The loss is nan after 2 updates"):
             fit(Slope([1.0], valid=[1.0, math.nan]), nn.Linear(1, 1, bias=False), run, steps=3, evaluations=3)
@@ -1347,7 +1354,11 @@ class TestConfig:
             (TextConfig, {"documents": "page"}, "Unknown documents 'page': .*Known: file, line"),
             (TextConfig, {"vocabulary": -5}, "vocabulary must be 0 or greater, not -5"),
             (TextConfig, {"valid_tokens": 1}, r"valid_tokens must be 0 \(all\) or at least 2, not 1"),
-            (TextConfig, {"split": "90"}, "split is '90'; expected percent of train/valid/test that sum to 100"),
+            (
+                TextConfig,
+                {"split": "90"},
+                "split is '90'; expected percent of train/valid/test that sum to 100, some of",
+            ),
             (TextConfig, {"split": "90/20/0"}, "split is '90/20/0'"),
             (TextConfig, {"split": "100/0/0"}, "split is '100/0/0'"),
             (TextConfig, {"split": "nan/10/0"}, "split is 'nan/10/0'"),

@@ -113,6 +113,8 @@ def find(name: str) -> Callable[..., nn.Module]:
     if not is_foreign(plain):
         known_cells = CELLS | TREE_CELLS
         if plain not in known_cells:
+            if plain.endswith(".py"):
+                raise ArgumentError(f"{plain!r} names a file and no cell in it: write {plain}:Class.")
             raise ArgumentError(
                 f"Unknown cell {plain!r}: {nearest(plain, known_cells)}; or name your own as module:Class or "
                 "FILE.py:Class."

@@ -19,7 +19,7 @@ def score_table(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, t
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
     for heading, _ in shown.values():
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for title, row in rows.items():
         table.add_row(
             escape(title), *(format(row[name], kind) if name in row else "" for name, (_, kind) in shown.items())

@@ -84,7 +84,7 @@ class Stepper:
         if x.shape not in self._shapes or x.dtype != self._dtype or not x.is_cpu:
             raise ArgumentError(
                 f"x is {x.dtype} of shape {tuple(x.shape)} on {x.device}; expected {self._dtype} of shape "
-                f"{tuple(self._shapes[0])} on the CPU."
+                f"{tuple(self._shapes[0])} on the CPU; stepper(rows=...) says how many go side by side."
             )
         return x.contiguous()
 

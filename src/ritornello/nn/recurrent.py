@@ -74,6 +74,9 @@ class Recurrent(nn.RNNBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = {name: kwargs.pop(name, default) for name, default in self.beyond.items()}
+        for kind in Recurrent.__subclasses__():
+            for name in kwargs.keys() & {*kind.own}:
+                raise ArgumentError(f"{name} is an option of {kind.__name__}, not of {type(self).__name__}.")
         super().__init__(*args, **kwargs)
         self._extend(options)
 

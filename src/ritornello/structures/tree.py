@@ -122,7 +122,7 @@ class Forest(Acyclic):
             The forest, whose nodes stand in the order of the opening brackets, and what the leaves are.
 
         Raises:
-            ArgumentError: an empty list, which is no leaf and has none.
+            ArgumentError: an empty list, which is no leaf and has none, or a text in place of the trees.
 
         Example:
             >>> trees, leaves = Forest.from_nested([[["the", "cat"], ["sat", "down"]], "yes"])
@@ -133,6 +133,8 @@ class Forest(Acyclic):
         """
         depths: list[int] = []
         leaves: list[Any] = []
+        if isinstance(trees, str):
+            raise ArgumentError("Trees are nested lists, not a text; ritornello.data.brackets reads those.")
         for number, tree in enumerate(trees):
             open_lists: list[Iterator[Any]] = [iter([tree])]
             while open_lists:

@@ -66,7 +66,8 @@ class TextConfig:
             train = valid = test = 0.0
         if min(train, valid) <= 0 or test < 0 or not abs(train + valid + test - 100) < 1e-6:
             raise ArgumentError(
-                f"split is {self.split!r}; expected percent of train/valid/test that sum to 100, such as 90/10/0."
+                f"split is {self.split!r}; expected percent of train/valid/test that sum to 100, some of them valid's, "
+                "such as 90/10/0."
             )
         return train / 100, valid / 100, test / 100
 

@@ -166,9 +166,10 @@ def check_finite(loss: float, progress: Progress, run: Run) -> None:
     """Raises RunError if the loss is no number any more."""
     if not math.isfinite(loss):
         kept = "; the last checkpoint is intact" if run.checkpoint_file.exists() else ""
-        raise RunError(
-            f"The loss is {loss} after {progress.step} updates{kept}. Try a lower --lr or a smaller --clip-norm."
-        )
+        told = "Try a lower --lr or a smaller --clip-norm."
+        if not progress.step:
+            told = "Nothing is learnt yet: the cell, or its first weights, give no finite numbers."
+        raise RunError(f"The loss is {loss} after {progress.step} updates{kept}. {told}")
 
 
 def evaluate(task: Task, model: nn.Module, progress: Progress, per_epoch: int) -> dict[str, Any]:

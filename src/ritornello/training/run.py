@@ -213,5 +213,5 @@ def _check_free(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise RunError(
             f"{path} holds a run already; go on with --resume, replace it with --overwrite, or name another folder "
-            "with --out."
+            "with --out (in Python: resume, overwrite=True, another path)."
         )
