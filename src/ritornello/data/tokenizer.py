@@ -226,7 +226,7 @@ class Tokenizer:
             strange = sorted({character for character in text if self._table[ord(character)] == self.vocabulary_size})
             raise DataError(
                 f"{named(strange)}: not in the vocabulary of this tokenizer, which knows only the "
-                f"{self.vocabulary_size} symbols of its own text: take it out of this one, or train with level byte or bpe"
+                f"{self.vocabulary_size} symbols of its own text: take it out, or train with level byte or bpe"
             )
         return ids.astype(self.dtype, copy=False)
 
