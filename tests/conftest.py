@@ -27,6 +27,14 @@ def _seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_told() -> None:
+    """What is told once in a process is told in every test."""
+    from ritornello.executors.cpu import tell
+
+    tell.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the checkout; a test that asks for it is skipped where there is none."""

@@ -183,8 +183,8 @@ def test_find_with_options(name: str, kind: type, expected: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gru(rest=before)", "gru has no option 'rest': did you mean reset? Known: bias, reset, update."),
-        ("gru(input_size=3)", "gru has no option 'input_size': Known: bias, reset, update."),
+        ("gru(rest=before)", "gru has no option 'rest': did you mean reset? Known: bias, forget_bias, reset, update."),
+        ("gru(input_size=3)", "gru has no option 'input_size': Known: bias, forget_bias, reset, update."),
         ("tensor(depth=2)", "tensor has no option 'depth': Known: ."),
         *(
             (f"gru{options}", f"'gru{options}': options are written as in gru(reset=before).")

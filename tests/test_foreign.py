@@ -650,9 +650,11 @@ def test_what_cannot_be_traced_runs_on_the_reference_executor_and_says_so_once(
     cell = kind().to(F64)
     style = Style(kind, tensor, ((H,),))
     with caplog.at_level(logging.WARNING, logger="ritornello"):
-        unfold = rit.Unfold(cell)
-        for _ in range(2):
-            unfold(torch.randn(2, 3, X, dtype=F64))
+        for _ in range(2):  # another unfolding of it, and another cell of its kind
+            unfold = rit.Unfold(cell)
+            for _ in range(2):
+                unfold(torch.randn(2, 3, X, dtype=F64))
+            cell = kind().to(F64)
     assert len(caplog.records) == 1
     assert caplog.records[0].getMessage().endswith("it runs on the reference executor.")
     compare(style, kind().to(F64), "auto")

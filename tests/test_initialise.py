@@ -130,6 +130,9 @@ def test_the_test_of_uniformity_can_fail() -> None:
         ("projected", 1),
         ("multiplicative", 1),
         ("slstm", 3),
+        ("gru", 0),
+        ("gru(update=write)", 0),
+        ("minimal", 0),
         ("tree-lstm", 1),
     ],
 )
@@ -138,10 +141,10 @@ def test_the_forget_bias_is_added_to_the_forget_gate_alone(variant: str, default
     made = []
     for options in ({} if given is None else {"forget_bias": given}, {"forget_bias": 0.0}):
         torch.manual_seed(7)
-        made.append((cells.CELLS | cells.TREE_CELLS)[variant](3, 4, **options))
-    expected = value(made[1])
-    start = 4 * made[0].gates.index("f")
-    expected["W.bias"][start : start + 4] += default if given is None else given
+        made.append(cells.find(variant)(3, 4, **options))
+    expected, (name,) = value(made[1]), made[0].keeps[:1] or made[0].writes
+    start, bias = 4 * made[0].gates.index(name), default if given is None else given
+    expected["W.bias"][start : start + 4] += bias if name in made[0].keeps else -bias
     assert_close(dict(made[0].state_dict()), expected)
 
 
@@ -238,6 +241,14 @@ def test_cells_without_such_gates_or_biases(initialise) -> None:
     ("make", "message"),
     [
         (lambda: forget_bias_(rit.LSTM(3, 4), "1"), "forget_bias_: value must be a finite number, not '1'"),
+        (
+            lambda: rit.GRU(3, 4, update="write", forget_bias="1"),
+            "GRU: the gates' bias must be a finite number, not '1'",
+        ),
+        (
+            lambda: rit.GRU(3, 4, bias=False, forget_bias=1.0),
+            "GRU: forget_bias=1.0 and bias=False clash: there is no bias to add it to",
+        ),
         (lambda: rit.LSTM(3, 4, forget_bias="1"), "LSTM: the gates' bias must be a finite number, not '1'"),
         (
             lambda: cells.RecurrentHighway(3, 4, carry_bias=None),

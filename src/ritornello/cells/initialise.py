@@ -31,10 +31,13 @@ def uniform_(cell: Cell) -> None:
 
 @torch.no_grad()
 def add_to_gate_bias_(cell: Cell, bias: Tensor, gate: str, value: float) -> None:
-    """Adds `value` to one gate's part of a stacked bias; `cell.gates` says where that part lies."""
+    """Adds `value` to one gate's part of a stacked bias, or takes it from it where the gate writes the memory.
+
+    `cell.gates` says where that part lies.
+    """
     check_number(type(cell).__name__, "the gates' bias", value)
     position = cell.gates.index(gate)
-    bias.chunk(len(cell.gates))[position].add_(value)
+    bias.chunk(len(cell.gates))[position].add_(-value if gate in cell.writes else value)
 
 
 def leak_logits(leaks: tuple[float, float], count: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ritornello.cells.cell import Cell
-from ritornello.cells.initialise import uniform_
+from ritornello.cells.initialise import add_to_gate_bias_, uniform_
 
 
 class MinimalGatedUnit(Cell):
@@ -24,6 +24,7 @@ class MinimalGatedUnit(Cell):
     Args:
         input_size: features of x.
         hidden_size: features of h.
+        forget_bias: taken from the gate's bias at the start, so that the memory is kept. Default 0.
 
     Shapes:
         x (rows, input_size), s.h (rows, hidden_size). Gates are stacked in the order of `gates`. Parameters: W.weight
@@ -44,12 +45,13 @@ class MinimalGatedUnit(Cell):
     recurrent = ("U.weight", "V.weight")
     writes = ("f",)
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, forget_bias: float = 0.0) -> None:
         super().__init__(input_size, hidden_size)
         self.W = nn.Linear(input_size, 2 * hidden_size)
         self.U = nn.Linear(hidden_size, hidden_size, bias=False)
         self.V = nn.Linear(hidden_size, hidden_size, bias=False)
         uniform_(self)
+        add_to_gate_bias_(self, self.W.bias, "f", forget_bias)
 
     def forward(self, x: Tensor, s: State) -> State:
         wf, wn = self.W(x).chunk(2, -1)

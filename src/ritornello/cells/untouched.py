@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module
+OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _COLLECTIONS = (list, set, deque)
 _LIBRARIES = ("torch.", "ritornello.")
@@ -97,7 +97,7 @@ def _places(module: nn.Module) -> Iterator[tuple[str, Any]]:
     yield "", vars(module)
     for name, value in vars(module).items():
         if isinstance(value, (dict, *_COLLECTIONS)) or name == "_buffers":
-            yield "" if name in _OWN else name, value
+            yield "" if name in OWN else name, value
 
 
 def _entries(place: Any) -> dict[Any, Any]:

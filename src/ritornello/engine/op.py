@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, library
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ritornello.cells.untouched import own_classes
+from ritornello.cells.untouched import OWN, own_classes
 from ritornello.executors import EXECUTORS
 from ritornello.executors.chains import ChainRun
 from ritornello.executors.cpu import CpuExecutor
@@ -26,7 +26,6 @@ from ritornello.executors.run import inside
 from ritornello.program import Node, Program, Value, Wants
 from ritornello.structures import Schedule, chain, from_rows, to_rows
 
-_OWN = frozenset(vars(torch.nn.Module())) - {"training"}  # what torch itself keeps in every module
 _CELLS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
@@ -86,7 +85,7 @@ def capture(number: int, training: bool) -> Captured:
 def _settings(cell: Any) -> Iterator[tuple[str, Any]]:
     """The attributes of modules, and of their classes but for methods, by their paths."""
     for prefix, module in cell.named_modules():
-        said = {name: value for name, value in vars(module).items() if name not in _OWN}
+        said = {name: value for name, value in vars(module).items() if name == "training" or name not in OWN}
         for kind in own_classes(type(module)):
             for name, value in vars(kind).items():
                 if not name.startswith("__") and not isinstance(value, FunctionType):

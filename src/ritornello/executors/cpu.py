@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,6 +35,12 @@ MISSING = (
     "the compiled extension is not installed; "
     "install ritornello from a wheel, or from source where there is a C++ compiler"
 )
+
+
+@lru_cache(maxsize=256)
+def tell(what: str) -> None:
+    """Logs a warning, once."""
+    _log.warning("%s", what)
 
 
 def unreadable(like: Tensor) -> str | None:
@@ -155,8 +162,9 @@ class CpuExecutor:
                 known.changing |= reason.changed
                 known.outside &= not reason.outside
                 key = (fingerprint(cell, known.changing, known.outside), *features)
-                known.found[key] = f"{name_of(cell)} cannot be compiled: {reason}"
-                _log.warning("%s; it runs on the reference executor.", known.found[key])
+                known.found[key] = told = f"{name_of(cell)} cannot be compiled: {reason}"
+                tries = reason.__cause__ is not None  # a mistake of its own, that it will make again
+                tell(f"{told}; {'the reference executor tries it' if tries else 'it runs on the reference executor'}.")
             finally:
                 if len(known.found) > 16:
                     known.found.popitem(last=False)

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ritornello.cells.untouched import SETTLED, own_classes
+from ritornello.cells.untouched import OWN, SETTLED, own_classes
 
-_OWN = frozenset(vars(nn.Module())) - {"training"}  # what torch itself keeps in every module
+_OWN = OWN - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
 _SEQUENCES = (tuple, list, set, frozenset, deque)
