@@ -138,7 +138,7 @@ def test_entries_of_the_table():
         (["--task", "add"], "Unknown task 'add': did you mean adding? Known: adding, copying."),
         (["--cell", "lsmt"], "Unknown cell 'lsmt': did you mean lstm"),
         (["--cell", "lstm+crono"], "Unknown initialisation 'crono': did you mean chrono?"),
-        (["--cell", "elman+chrono"], "Elman has no gate that keeps its memory."),
+        (["--cell", "elman+chrono"], "Elman names no gate that keeps or writes its memory."),
         (["--cell", "torch.nn:LSTMCell+chrono"], "torch.nn:LSTMCell is no ritornello.Cell"),
         (["--cell", "gru(rest=before)"], "gru has no option 'rest': did you mean reset?"),
         (["--time", "9"], "time must be at least 10, not 9: less is no test of memory."),
