@@ -185,7 +185,9 @@ def table(results: Results) -> str:
         assert plan is not None
         speed = plan["steps"] * BATCH * WINDOW / (60 * plan["minutes"])
         told = [_mean([row[part] for row in scores]) for part in PARTS]
-        cells = [f"`{cell}`", str(plan["hidden"]), f"{plan['weights']:,}", f"{speed:,.0f}", f"{scores[0]['rate']:g}"]
+        about = "≈ " if plan.get("estimated") else ""  # from another processor
+        cells = [f"`{cell}`", str(plan["hidden"]), f"{plan['weights']:,}", f"{about}{speed:,.0f}"]
+        cells.append(f"{scores[0]['rate']:g}")
         lines.append("| " + " | ".join([*cells, *told, str(len(scores))]) + " |")
     return "\n".join(lines)
 

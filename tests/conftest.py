@@ -30,7 +30,7 @@ def _seeds() -> None:
 @pytest.fixture(autouse=True)
 def _nothing_told() -> None:
     """What is told once in a process is told in every test."""
-    from ritornello.executors.cpu import tell
+    from ritornello.errors import tell
 
     tell.cache_clear()
 

@@ -13,7 +13,7 @@ from twins import node_twin
 
 import ritornello as rit
 from ritornello.errors import ArgumentError
-from ritornello.nn import Bidirectional, Context, Feedback, SelfFed, Stack, feedback
+from ritornello.nn import Bidirectional, Context, Feedback, SelfFed, Stack
 
 F64 = torch.float64
 LENGTHS = [3, 5, 0, 1]
@@ -317,7 +317,6 @@ def test_free_running_is_captured_step_by_step() -> None:
 
 
 def test_the_loop_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    feedback._tell.cache_clear()
     net, (x, truth) = decoder(), given()
     with caplog.at_level(logging.WARNING, "ritornello"):
         net(x, truth)

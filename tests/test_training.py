@@ -817,6 +817,7 @@ class TestResume:
         [
             ({"given": {"hidden": 16}}, r"hidden is 8 in .* and cannot become 16; leave it out"),
             ({"given": {"minutes": 2.0}}, r"has a budget in steps; give more of these, --steps, not minutes\."),
+            ({"given": {"steps": 6}}, r"steps is 12 in .* and cannot become 6; leave it out"),
             ({"given": {"device": "nowhere"}}, r"Device 'nowhere' cannot be used here"),
             ({"cell": "gru"}, r"was trained with the cell 'lstm', not 'gru'"),
         ],

@@ -1,9 +1,13 @@
-"""One family of errors: each is one sentence that says what came, what was expected, and what to do."""
+"""One family of errors: each is one sentence that says what came, what was expected, and what to do. And warnings."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable
+from functools import lru_cache
+
+_log = logging.getLogger("ritornello")
 
 
 class RitornelloError(Exception):
@@ -36,3 +40,9 @@ def nearest(name: str, legal: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     guess = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{guess}Known: {', '.join(known)}"
+
+
+@lru_cache(maxsize=256)
+def tell(what: str) -> None:
+    """Logs a warning, once in a process."""
+    _log.warning("%s", what)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
-from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ritornello.cells.adapt import name_of
-from ritornello.errors import CellError
+from ritornello.errors import CellError, tell
 from ritornello.executors.chains import ChainRun
 from ritornello.executors.fingerprint import fingerprint
 from ritornello.executors.plan import Plan, make_plan
@@ -30,17 +28,10 @@ except ImportError:  # installed without a compiler
     _core = None  # type: ignore[assignment]
 
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
-_log = logging.getLogger("ritornello")
 MISSING = (
     "the compiled extension is not installed; "
     "install ritornello from a wheel, or from source where there is a C++ compiler"
 )
-
-
-@lru_cache(maxsize=256)
-def tell(what: str) -> None:
-    """Logs a warning, once."""
-    _log.warning("%s", what)
 
 
 def unreadable(like: Tensor) -> str | None:

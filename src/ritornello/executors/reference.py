@@ -169,14 +169,14 @@ def _chain_step(cell: Cell, x: Tensor, state: Any, damping: Tensor | None) -> An
 
 def _called(cell: Cell, x: Tensor, *states: Any) -> Any:
     """What the cell makes of them, which it must leave as they are."""
-    names = ("x", *(f"s.{field}" for state in states for field in state._fields))
     given = (x, *(field for state in states for field in state))
     watched = not torch.compiler.is_compiling() and not any(tensor.is_inference() for tensor in given)
     versions = [tensor._version for tensor in given] if watched else []
     new = cell(x, *states)
-    for name, tensor, version in zip(names, given, versions, strict=False):
-        if tensor._version != version:
-            raise changed_in_place(cell, name)
+    if watched and versions != [tensor._version for tensor in given]:
+        names = ["x", *(f"s.{field}" for state in states for field in state._fields)]
+        told = zip(names, given, versions, strict=True)
+        raise changed_in_place(cell, next(name for name, tensor, before in told if tensor._version != before))
     return new
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ritornello.engine import Randomized, Truncated, Unfold, door
-from ritornello.errors import ArgumentError
+from ritornello.errors import ArgumentError, tell
 from ritornello.nn.protocol import Lengths, check_outputs, checked_layer, walks_back, without_padding
-
-_log = logging.getLogger("ritornello")
 
 
 class Fed(NamedTuple):
@@ -159,7 +155,10 @@ class Feedback(nn.Module):
     def _walk(self, given: _Given, state: Any, feed: str | float, temperature: float, options: dict[str, Any]) -> Fed:
         """Step by step."""
         if not torch.compiler.is_compiling():
-            _tell()
+            tell(
+                "Feedback: without teacher forcing, what a step is fed is chosen after the step before it; "
+                "it goes step by step, in a Python loop."
+            )
         time, before = self._time, given.before
         free, symbols = feed == "free", self.embed is not None
         forced = torch.rand(given.steps, len(before), device=before.device) < (0.0 if isinstance(feed, str) else feed)
@@ -280,11 +279,3 @@ def _choose(logits: Tensor, temperature: float) -> Tensor:
         return logits.argmax(-1)
     with torch.no_grad():
         return torch.multinomial((logits.float() / temperature).softmax(-1), 1).squeeze(-1)
-
-
-@lru_cache(maxsize=1)
-def _tell() -> None:
-    _log.warning(
-        "Feedback: without teacher forcing, what a step is fed is chosen after the step before it; "
-        "it goes step by step, in a Python loop."
-    )

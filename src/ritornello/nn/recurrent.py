@@ -324,10 +324,8 @@ class Recurrent(nn.RNNBase):
         x, last, steps = self._through(batch.rows(), batch, states, unfold)
         outputs = batch.back(x)
         if x is steps[-1][0] and x.requires_grad and (batch.packed or (self.mode != "LSTM" and batch.dense)):
-            copy = (
-                outputs.data if batch.packed else outputs
-            ).clone()  # the backward pass reads x, and torch's callers may write into its outputs
-            outputs = outputs._replace(data=copy) if batch.packed else copy
+            # The backward pass reads x, and torch's callers may write into what they get.
+            outputs = outputs._replace(data=outputs.data.clone()) if batch.packed else outputs.clone()
         return outputs, last, self._all(steps, batch.padded) if all_states else None
 
     def _in_graph(self, batch: Batch, states: list[Tensor] | None, all_states: bool) -> tuple[Any, list[Tensor], Any]:

@@ -52,7 +52,7 @@ def parts_of(module: nn.Module, state: Any, count: int) -> Sequence[Any]:
     """
     if state is None:
         return [None] * count
-    if isinstance(state, list) and all(isinstance(part, int) for part in state):
+    if isinstance(state, list) and state and all(isinstance(part, int) for part in state):
         raise ArgumentError(
             f"{type(module).__name__}: state must be a tuple of {count} states, not numbers (those of steps are given "
             "by name, lengths=...)."

@@ -228,7 +228,7 @@ def change(run: Run, kinds: Kinds, given: Mapping[str, Any], out: Any) -> None:
             if option in BUDGETS and not own:
                 kind = next(each for each in BUDGETS if getattr(section(run, kinds, name), each))
                 raise ArgumentError(f"{out} has a budget in {kind}; give more of these, --{kind}, not {option}.")
-            if option not in (*BUDGETS, "threads", "device"):
+            if option not in ("threads", "device") and not (option in BUDGETS and asked > own):
                 raise ArgumentError(f"{option} is {own!r} in {out} and cannot become {asked!r}; leave it out.")
             changed[option] = asked
     if changed:
