@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -192,6 +193,17 @@ def test_dropout_is_between_layers_only_and_in_training_only(layers: int) -> Non
     assert abs(kept.double().mean() - share) <= 5 * spread
     assert torch.equal(stack.eval()(x)[0], x)
     assert torch.equal(stack.train()(x)[0] != 0, kept) == (layers == 1)  # another draw each time
+
+
+def test_dropout_between_no_layers_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "ritornello"):
+        rit.models.LanguageModel(5, rit.GRU, embedding=3, hidden=4, dropout=0.25)
+        Stack.of(rit.GRU, 3, 4, layers=2, dropout=0.25)
+        assert not caplog.records
+        Stack.of(rit.GRU, 3, 4, dropout=0.25)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Stack: dropout=0.25 acts between layers, and here is one: nothing is zeroed."
+    ]
 
 
 def test_without_dropout_training_and_evaluating_are_alike() -> None:

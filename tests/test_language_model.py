@@ -135,7 +135,7 @@ class TestModel:
             ({"embedding": -1}, "LanguageModel: embedding must be a positive integer, not -1"),
             ({"hidden": 0}, "LSTM: hidden_size must be a positive integer, not 0"),
             ({"layers": 0}, "layers must be at least 1, not 0"),
-            ({"dropout": 1.0}, r"dropout must lie in 0 to 1 \(exclusive\), not 1.0"),
+            ({"dropout": 1.0}, r"LanguageModel: dropout must lie in 0 to 1 \(exclusive\), not 1.0"),
             ({"dropout": -0.1}, "dropout must lie in 0 to 1"),
             ({"dropout": math.nan}, "dropout must lie in 0 to 1"),
         ],

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ritornello.cells import Cell
 from ritornello.errors import ArgumentError
 from ritornello.nn import Dropout, Stack
+from ritornello.nn.protocol import check_share
 
 
 class LanguageModel(nn.Module):
@@ -59,8 +60,9 @@ class LanguageModel(nn.Module):
         for name, size in (("vocabulary", vocabulary), ("embedding", embedding)):
             if not isinstance(size, int) or size < 1:
                 raise ArgumentError(f"LanguageModel: {name} must be a positive integer, not {size!r}.")
+        check_share("LanguageModel", "dropout", dropout)
         self.embed = nn.Embedding(vocabulary, embedding)
-        self.stack = Stack.of(cell, embedding, hidden, layers=layers, dropout=dropout)
+        self.stack = Stack.of(cell, embedding, hidden, layers=layers, dropout=dropout if layers != 1 else 0.0)
         self.dropout = Dropout(dropout)
         self.output = nn.Linear(self.stack.output_size, vocabulary)
         self.tied = tied and self.stack.output_size == embedding

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ritornello.cells import Cell
 from ritornello.engine import Unfold
-from ritornello.errors import ArgumentError
+from ritornello.errors import ArgumentError, tell
 from ritornello.nn.bidirectional import Bidirectional
+from ritornello.nn.dropout import dropped
 from ritornello.nn.protocol import (
     Around,
     Lengths,
@@ -100,6 +101,8 @@ class Stack(nn.Module):
                     "layers are Unfold, and compositions that tell their sizes and give the outputs of every step."
                 )
         check_share("Stack", "dropout", dropout)
+        if dropout and len(held) == 1:
+            tell(f"Stack: dropout={dropout:g} acts between layers, and here is one: nothing is zeroed.")
         self.input_size: int = held[0].input_size
         self.batch_first: bool = held[0].batch_first
         beside, told = (self.input_size, f", beside the {self.input_size} of x,") if skip else (0, "")
@@ -191,7 +194,7 @@ class Stack(nn.Module):
         reads = x
         for layer, entering in zip(self.layers, before, strict=True):
             if outputs:
-                below = nn.functional.dropout(outputs[-1], self.dropout, self.training) if self.dropout else outputs[-1]
+                below = dropped(outputs[-1], self.dropout) if self.training else outputs[-1]
                 reads = torch.cat([x, below], -1) if self.skip else below
             found, last = layer(reads, entering, lengths=lengths, resets=resets)
             outputs.append(found)

@@ -35,17 +35,22 @@ class Dropout(nn.Module):
         self.share = share
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.share:
-            return x
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            return F.dropout(x, self.share)
-        bits = torch.int8 if (self.share * 256).is_integer() else torch.int16
-        steps = 1 << (8 * bits.itemsize)
-        zeroed, each = min(round(self.share * steps), steps - 1), 8 // bits.itemsize
-        drawn = torch.empty(-(-x.numel() // each), dtype=torch.int64, device=x.device).random_(-(1 << 63), None)
-        drawn = drawn.view(bits)[: x.numel()].view(x.shape)
-        kept = torch.ge(drawn, zeroed - steps // 2, out=x.new_empty(x.shape))  # as numbers: booleans take longer
-        return x * kept.mul_(steps / (steps - zeroed))
+        return dropped(x, self.share) if self.training else x
 
     def extra_repr(self) -> str:
         return str(self.share)
+
+
+def dropped(x: Tensor, share: float) -> Tensor:
+    """x with a share of its elements zeroed, as in training."""
+    if not share:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return F.dropout(x, share)
+    bits = torch.int8 if (share * 256).is_integer() else torch.int16
+    steps = 1 << (8 * bits.itemsize)
+    zeroed, each = min(round(share * steps), steps - 1), 8 // bits.itemsize
+    drawn = torch.empty(-(-x.numel() // each), dtype=torch.int64, device=x.device).random_(-(1 << 63), None)
+    drawn = drawn.view(bits)[: x.numel()].view(x.shape)
+    kept = torch.ge(drawn, zeroed - steps // 2, out=x.new_empty(x.shape))  # as numbers: booleans take longer
+    return x * kept.mul_(steps / (steps - zeroed))

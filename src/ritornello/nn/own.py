@@ -49,7 +49,7 @@ def stack_of(module: Any, asked: set[str]) -> Stack:
         layers.append(Residual(layer) if module.residual and layer.input_size == layer.output_size else layer)
     if len(states) > 1:
         raise ArgumentError("cell: the layers' states have different fields or sizes; use ritornello.nn.Stack.")
-    return Stack(layers, dropout=module.dropout).to(module._like)
+    return Stack(layers, dropout=module.dropout if len(layers) > 1 else 0.0).to(module._like)
 
 
 def call_stack(module: Any, input: Any, hx: Any, lengths: Any, resets: Any, all_states: bool) -> tuple[Any, Any]:
