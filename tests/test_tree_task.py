@@ -218,8 +218,8 @@ class TestSpans:
         found = model(trees.forest, words)
         starts, lengths = spans(trees.forest)
         for node, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
-            _, last = model.unfold(model.embed(words[start : start + length])[:, None])
-            assert_close(found[node], model.output(last.h[0]))
+            _, last = model.stack(model.embed(words[start : start + length])[:, None])
+            assert_close(found[node], model.output(last[0].h[0]))
 
     @pytest.mark.parametrize("kind", [TreeClassifier, SpanClassifier])
     @pytest.mark.parametrize("steps", [1, 20, 1 << 16])
@@ -248,7 +248,7 @@ class TestSpans:
             ({"vocabulary": 0}, "vocabulary must be a positive integer, not 0"),
             ({"labels": 2.5}, "labels must be a positive integer, not 2.5"),
             ({"embedding": -1}, "embedding must be a positive integer, not -1"),
-            ({"dropout": 1.0}, "Dropout: share must lie in 0 to 1"),
+            ({"dropout": 1.0}, "Classifier: dropout must lie in 0 to 1"),
         ],
     )
     def test_sizes_that_are_none(self, kind, change, message):
@@ -358,7 +358,14 @@ class TestLoad:
     def test_a_class_of_the_catalogue_goes_by_its_name(self, folder, tmp_path):
         tree.train(tmp_path / "run", **parts(folder), **SHORT, cell=rit.cells.TreeGRU)
         assert Run.open(tmp_path / "run").config["model"]["cell"] == "tree-gru"
-        assert isinstance(rit.load(tmp_path / "run").model.unfold.cell, rit.cells.TreeGRU)
+        assert isinstance(rit.load(tmp_path / "run").model.stack.layers[0].cell, rit.cells.TreeGRU)
+
+    @pytest.mark.parametrize("model", ["tree", "sequence"])
+    def test_layers(self, model, folder, tmp_path):
+        run = tree.train(tmp_path / "run", **parts(folder), **SHORT, model=model, layers=2)
+        assert [layer.input_size for layer in run.model.stack.layers] == [SHORT["embedding"], SHORT["hidden"]]
+        assert run.model.stack.dropout == run.run.config["model"]["dropout"] == 0.5
+        assert rit.load(tmp_path / "run").evaluate("valid") == run.evaluate("valid")
 
     @pytest.mark.parametrize("content", ["{}", "[1, 2]"])
     def test_damaged_labels(self, content, trained, tmp_path):
@@ -963,7 +970,7 @@ def test_word_vectors_and_states_are_dropped_in_training(kind: Any) -> None:
             given.append(x)
             return super().forward(x, *more, **options)
 
-    model.unfold.__class__ = Watched
+    model.stack.layers[0].__class__ = Watched
     batch = Forest.from_depths([0, 1, 1]), torch.tensor([7, 8])
     model(*batch)
     assert set(given[0].unique().tolist()) == {0.0, 2.0}

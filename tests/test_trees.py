@@ -21,6 +21,7 @@ from twins import TREE_VARIANTS, VARIANTS, random_state, tree_twin
 import ritornello as rit
 from ritornello.cells import Cell, find
 from ritornello.errors import ArgumentError, CellError
+from ritornello.nn import Residual, Stack
 from ritornello.structures import Forest, Graphs
 
 F64 = torch.float64
@@ -433,3 +434,87 @@ def test_messages_of_trees() -> None:
         rit.cells.TreeLSTM(3, 4, slots=1)
     with pytest.raises(ArgumentError, match="input_size=3 and hidden_size=4 must be the same"):
         rit.cells.RecursiveNet(3, 4, project=False)
+
+
+def by_layers(stack: Stack, trees: list[list[int]], x: Tensor, given: Any) -> tuple[Tensor, Any]:
+    """Each layer's own recursion, one after the other. x: of all nodes."""
+    reads, outputs, roots = x, [], []
+    for layer, enters in zip(stack.layers, given, strict=True):
+        unfold: Any = layer.layer if isinstance(layer, Residual) else layer
+        states, last = tree_twin(unfold.cell, trees, reads, enters)
+        outputs.append(states[0] + reads if isinstance(layer, Residual) else states[0])
+        roots.append(last)
+        reads = torch.cat([x, outputs[-1]], -1) if stack.skip else outputs[-1]
+    return torch.cat(outputs, -1) if stack.skip else outputs[-1], tuple(roots)
+
+
+@pytest.mark.parametrize("inputs", ["nodes", "leaves", "inner"])
+@pytest.mark.parametrize("shape", [{}, {"residual": True}, {"skip": True}])
+@pytest.mark.parametrize("cell", [rit.LSTM, rit.cells.TreeLSTM, (rit.cells.TreeGRU, rit.LSTM, rit.cells.TreeLSTM)])
+@pytest.mark.parametrize("enter", [False, True])
+def test_layers_over_trees_are_each_its_own_recursion(enter: bool, cell: Any, shape: Any, inputs: str) -> None:
+    trees = [[2, 2, -1], [-1], [-1, 0, 0, 1, 1], [6, 6, 5, 5, -1, 4, 4]]  # no child is missing
+    batch = Forest.from_parents(trees)
+    stack = Stack.of(cell, 4, 4, layers=3, **shape).to(F64)
+    x = torch.randn(len(batch.given(inputs)), 4, dtype=F64, requires_grad=True)
+    wide = torch.zeros(batch.nodes, 4, dtype=F64).index_copy(0, torch.from_numpy(batch.given(inputs)), x)
+    cells = [(layer.layer if isinstance(layer, Residual) else layer).cell for layer in stack.layers]
+    blank = [each.State(*(torch.zeros(len(trees), n, dtype=F64) for n in each.state_sizes)) for each in cells]
+    state = [random_state(each, len(trees), F64) for each in cells] if enter else None
+    found = stack.over(trees, x, state, inputs=inputs)
+    expected = by_layers(stack, trees, wide, state or blank)
+    assert_close(found, expected)
+    leaves = [x, *stack.parameters()]
+    named = {str(number): leaf for number, leaf in enumerate(leaves)}
+    assert_close(gradients(found, named), gradients(expected, named), "gradient")
+    assert torch.equal(stack.over(batch, x, state, inputs=inputs)[0], found[0])
+
+
+def test_layers_over_a_graph() -> None:
+    diamond = Graphs.from_predecessors([[[], [0], [0], [1, 2]]])
+    stack, x = Stack.of(rit.LSTM, 3, 4, layers=2), torch.randn(4, 3)
+    below = stack.layers[0].over(diamond, x)[0]
+    assert torch.equal(stack.over(diamond, x)[0], stack.layers[1].over(diamond, below)[0])
+
+
+def test_dropout_between_layers_over_trees() -> None:
+    trees, x = [[2, 2, -1]] * 100, torch.randn(300, 5)
+    stack = Stack.of(rit.LSTM, 5, 6, layers=2, dropout=0.5)
+    torch.manual_seed(1)
+    found = stack.over(trees, x)[0]
+    torch.manual_seed(1)
+    below = rit.nn.Dropout(0.5)(stack.layers[0].over(trees, x)[0])
+    assert 0.4 < float((below == 0).float().mean()) < 0.6
+    assert torch.equal(found, stack.layers[1].over(trees, below)[0])
+    below = stack.eval().layers[0].over(trees, x)[0]
+    assert torch.equal(stack.over(trees, x)[0], stack.layers[1].over(trees, below)[0])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_dropped_weights_over_trees_are_one_draw(layers: int) -> None:
+    trees, x = [[2, 2, -1], [-1, 0]], torch.randn(5, 3)
+    plain = Stack.of(rit.LSTM, 3, 4, layers=layers)
+    layer = rit.nn.WeightDrop(plain, share=0.5)
+    torch.manual_seed(1)
+    found, roots = layer.over(trees, x)
+    sum(field.sum() for state in roots for field in state).backward()
+    assert all(parameter.grad is not None for parameter in plain.parameters())
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for each in plain.layers:
+            each.cell.U.weight.copy_(F.dropout(each.cell.U.weight, 0.5))
+    assert torch.equal(found, plain.over(trees, x)[0])
+    assert torch.equal(layer.eval().over(trees, x)[0], plain.over(trees, x)[0])
+
+
+def test_layers_for_sequences_alone_are_told() -> None:
+    trees, x = [[1, -1]], torch.randn(2, 4)
+    both = rit.nn.Bidirectional(rit.GRU(4, 2), rit.GRU(4, 2))
+    with pytest.raises(ArgumentError, match=r"^Stack\.over: a Bidirectional walks sequences only; over trees"):
+        Stack([both]).over(trees, x)
+    with pytest.raises(ArgumentError, match=r"^Residual\.over: a Bidirectional walks sequences only"):
+        Residual(both).over(trees, x)
+    with pytest.raises(ArgumentError, match=r"^WeightDrop\.over: a Bidirectional walks sequences only"):
+        rit.nn.WeightDrop(both).over(trees, x)
+    with pytest.raises(ArgumentError, match="Stack: state must be a tuple of 1 states, not 2 states"):
+        Stack.of(rit.LSTM, 4, 4).over(trees, x, (None, None))

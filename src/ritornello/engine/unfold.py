@@ -21,7 +21,7 @@ from ritornello.executors.cpu import CpuExecutor, unfit
 from ritornello.executors.run import TYPES, inside, machine_type
 from ritornello.executors.stepper import Stepper
 from ritornello.program import lookup
-from ritornello.structures import Acyclic, Schedule, forest, from_rows, to_rows
+from ritornello.structures import AnyTrees, Schedule, forest, from_rows, to_rows
 
 
 class Unfold(nn.Module):
@@ -251,7 +251,7 @@ class Unfold(nn.Module):
 
     def over(
         self,
-        trees: Acyclic | Sequence[Sequence[int]],
+        trees: AnyTrees,
         x: Tensor,
         state: Any = None,
         *,

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ritornello.engine.unfold import Unfold
 from ritornello.errors import ArgumentError
-from ritornello.nn import Dropout
+from ritornello.nn import Dropout, Stack
+from ritornello.nn.protocol import check_share
 from ritornello.structures import Forest, spans
 
 STEPS = 1 << 16  # of the sequences that are read side by side, padding included
@@ -29,8 +29,9 @@ class TreeClassifier(nn.Module):
         cell: a `Cell` class, or any function of (input_size, hidden_size) that makes one: a cell for trees, or one that
             sums over its predecessors.
         embedding: features of a word's vector.
-        hidden: features of a node's state.
-        dropout: share zeroed, in training, of the word vectors and before the softmax.
+        hidden: features of a node's state, in each layer.
+        layers: cells one upon another; the softmax reads the last (Irsoy & Cardie 2014). Default 1.
+        dropout: share zeroed, in training, of the word vectors, between layers and before the softmax.
         sparse: give the word vectors a sparse gradient, of those words alone that were read.
 
     Shapes:
@@ -54,23 +55,25 @@ class TreeClassifier(nn.Module):
         *,
         embedding: int,
         hidden: int,
+        layers: int = 1,
         dropout: float = 0.0,
         sparse: bool = False,
     ) -> None:
         super().__init__()
+        check_share(type(self).__name__, "dropout", dropout)
         for name, size in (("vocabulary", vocabulary), ("labels", labels), ("embedding", embedding)):
             if not isinstance(size, int) or size < 1:
                 raise ArgumentError(f"{type(self).__name__}: {name} must be a positive integer, not {size!r}.")
         self.embed = nn.Embedding(vocabulary, embedding, sparse=sparse)
         nn.init.uniform_(self.embed.weight, -0.05, 0.05)
-        self.unfold = Unfold(cell(embedding, hidden))
+        self.stack = Stack.of(cell, embedding, hidden, layers=layers, dropout=dropout if layers != 1 else 0.0)
         self.dropout = Dropout(dropout)
-        self.output = nn.Linear(self.unfold.output_size, labels)
+        self.output = nn.Linear(self.stack.output_size, labels)
 
     def forward(self, trees: Forest, words: Tensor, nodes: Tensor | None = None) -> Tensor:
         """The logits of each node's label, or of those `nodes` alone that are asked for by number."""
         x = self.dropout(self.embed(words))
-        states, _ = self.unfold.over(trees, x, inputs="leaves")
+        states, _ = self.stack.over(trees, x, inputs="leaves")
         return self.output(self.dropout(states if nodes is None else states[nodes]))
 
 
@@ -100,7 +103,7 @@ class SpanClassifier(TreeClassifier):
             some = wanted[order[done:end]]
             reach = np.minimum(starts[some] + np.arange(longest)[:, None], len(words) - 1)  # padding: any word
             x = self.dropout(self.embed(words[torch.from_numpy(reach).to(words.device)]))
-            found.append(self.unfold(x, lengths=torch.from_numpy(lengths[some]))[1][0])
+            found.append(self.stack(x, lengths=torch.from_numpy(lengths[some]))[1][-1][0])
             done = end
         if not found:
             return self.output(self.output.weight.new_zeros(0, self.output.in_features))

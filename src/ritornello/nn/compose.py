@@ -26,10 +26,13 @@ from ritornello.nn.protocol import (
     ending,
     is_layer,
     of_cells,
+    on_nodes,
+    over,
     without_padding,
 )
 from ritornello.nn.state import parts_of
 from ritornello.nn.variational import VariationalDropout
+from ritornello.structures import AnyTrees, batch_of
 
 
 class Residual(Around):
@@ -60,6 +63,12 @@ class Residual(Around):
         check_outputs("Residual", options)
         outputs, last = self.layer(x, state, **options)
         return without_padding(x, options.get("lengths"), self.batch_first) + outputs, last
+
+    def over(self, trees: AnyTrees, x: Tensor, state: Any = None, *, inputs: str = "nodes") -> tuple[Tensor, Any]:
+        """As the layer's; to a node without an x nothing is added."""
+        batch = batch_of(trees)
+        outputs, roots = over("Residual", self.layer, batch, x, state, inputs)
+        return on_nodes(batch, x, inputs) + outputs, roots
 
 
 class Stack(nn.Module):
@@ -191,15 +200,57 @@ class Stack(nn.Module):
         before = parts_of(self, state, len(self.layers))
         outputs: list[Tensor] = []
         after = []
-        reads = x
         for layer, entering in zip(self.layers, before, strict=True):
-            if outputs:
-                below = dropped(outputs[-1], self.dropout) if self.training else outputs[-1]
-                reads = torch.cat([x, below], -1) if self.skip else below
+            reads = self._above(outputs, x) if outputs else x
             found, last = layer(reads, entering, lengths=lengths, resets=resets)
             outputs.append(found)
             after.append(last)
-        return torch.cat(outputs, -1) if self.skip else outputs[-1], tuple(after)
+        return self._given(outputs), tuple(after)
+
+    def over(
+        self, trees: AnyTrees, x: Tensor, state: Any = None, *, inputs: str = "nodes"
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        """As `Unfold.over`: a deep recursive network (Irsoy & Cardie 2014).
+
+        At every node a layer reads its own states at the children, and what the layer below gives at the node.
+
+        Args:
+            trees, x, inputs: as in `Unfold.over`; layers above the first read at all nodes.
+            state: what leaves read: a tuple, a layer each, fields (trees, size). Default: the initial states.
+
+        Returns:
+            outputs: (nodes of all trees, output_size).
+            roots: a tuple with a `State` of each layer, fields (trees, size).
+
+        Raises:
+            ArgumentError: as `Unfold.over`; a layer for sequences alone.
+
+        Example:
+            >>> import torch, ritornello as rit
+            >>> stack = rit.nn.Stack.of(rit.cells.TreeLSTM, 3, 4, layers=2)
+            >>> outputs, roots = stack.over([[2, 2, -1]], torch.randn(2, 3), inputs="leaves")
+            >>> bool((outputs[2] == roots[1].h[0]).all())
+            True
+        """
+        batch = batch_of(trees)
+        before = parts_of(self, state, len(self.layers))
+        outputs: list[Tensor] = []
+        after = []
+        for layer, entering in zip(self.layers, before, strict=True):
+            if outputs:
+                x, inputs = on_nodes(batch, x, inputs), "nodes"
+            found, roots = over("Stack", layer, batch, self._above(outputs, x) if outputs else x, entering, inputs)
+            outputs.append(found)
+            after.append(roots)
+        return self._given(outputs), tuple(after)
+
+    def _above(self, outputs: Sequence[Tensor], x: Tensor) -> Tensor:
+        """What a layer reads of those below."""
+        below = dropped(outputs[-1], self.dropout) if self.training else outputs[-1]
+        return torch.cat([x, below], -1) if self.skip else below
+
+    def _given(self, outputs: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(outputs), -1) if self.skip else outputs[-1]
 
     def ending(self, outputs: Tensor | None, last: Any, lengths: Lengths) -> Tensor:
         """The last layer's, or with `skip` those of all layers side by side."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ritornello.cells import Cell
 from ritornello.engine import Unfold, door
 from ritornello.errors import ArgumentError, nearest
+from ritornello.structures import Acyclic, AnyTrees
 
 Lengths = Tensor | Sequence[int] | None
 Function = Callable[[Tensor], Tensor]
@@ -149,6 +150,28 @@ def check_share(owner: str, name: str, share: Any) -> None:
     """Raises ArgumentError unless a share of what is dropped can be one."""
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
         raise ArgumentError(f"{owner}: {name} must lie in 0 to 1 (exclusive), not {share!r}.")
+
+
+def over(owner: str, layer: Any, trees: AnyTrees, x: Tensor, state: Any, inputs: str) -> tuple[Tensor, Any]:
+    """A layer unfolded over trees.
+
+    Raises:
+        ArgumentError: a layer for sequences alone.
+    """
+    if not hasattr(layer, "over"):
+        raise ArgumentError(
+            f"{owner}.over: a {type(layer).__name__} walks sequences only; over trees there are Unfold, "
+            "VariationalDropout, Stack, Residual and WeightDrop."
+        )
+    return layer.over(trees, x, state, inputs=inputs)
+
+
+def on_nodes(trees: Acyclic, x: Tensor, inputs: str) -> Tensor:
+    """x for all nodes, of which the `inputs` have one: 0 for the others. (nodes, features)."""
+    if inputs == "nodes":
+        return x
+    given = torch.from_numpy(trees.given(inputs)).to(x.device)
+    return x.new_zeros(trees.nodes, x.shape[-1]).index_copy(0, given, x)
 
 
 class Around(nn.Module):

@@ -15,7 +15,8 @@ from torch.func import functional_call
 from ritornello.cells import Cell
 from ritornello.engine import door
 from ritornello.errors import ArgumentError, nearest
-from ritornello.nn.protocol import Around, Lengths, check_share, layout_of, without_padding
+from ritornello.nn.protocol import Around, Lengths, check_share, layout_of, over, without_padding
+from ritornello.structures import AnyTrees
 
 
 class WeightDrop(Around):
@@ -59,11 +60,28 @@ class WeightDrop(Around):
         """As the layer's forward."""
         if not self.training or not self.share:
             return self.layer(*args, **options)
-        weights = {name: F.dropout(attrgetter(name)(self.layer), self.share) for name in self.dropped}
-        return functional_call(self.layer, weights, args, options)
+        return functional_call(self.layer, self._weights(), args, options)
+
+    def over(self, trees: AnyTrees, x: Tensor, state: Any = None, *, inputs: str = "nodes") -> tuple[Tensor, Any]:
+        """As the layer's."""
+        given = ("WeightDrop", self.layer, trees, x, state, inputs)
+        if not self.training or not self.share:
+            return over(*given)
+        weights = {f"layer.{name}": weight for name, weight in self._weights().items()}
+        return functional_call(_Over(self.layer), weights, given)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: F.dropout(attrgetter(name)(self.layer), self.share) for name in self.dropped}
 
     def extra_repr(self) -> str:
         return f"share={self.share}, dropped={', '.join(self.dropped)}"
+
+
+class _Over(Around):
+    """A layer whose call walks trees: `functional_call` knows calls alone."""
+
+    def forward(self, *given: Any) -> tuple[Tensor, Any]:
+        return over(*given)
 
 
 def _recurrent(layer: nn.Module, known: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from ritornello.cells.wrapped import Wrapped
 from ritornello.engine import Unfold, door
 from ritornello.errors import ArgumentError, CellError
 from ritornello.executors.stepper import Stepper
-from ritornello.nn.protocol import check_options, check_share
-from ritornello.structures import Acyclic, Forest
+from ritornello.nn.protocol import check_options, check_share, on_nodes
+from ritornello.structures import AnyTrees, batch_of
 
 PRODUCTS = {  # what reads h by a matrix; a concatenation is only made to be multiplied
     *(F.linear, F.bilinear, torch.cat, torch.concat, torch.concatenate, torch.addmm, torch.mm, torch.bmm),
@@ -84,7 +83,7 @@ class VariationalDropout(Unfold):
 
     def over(
         self,
-        trees: Acyclic | Sequence[Sequence[int]],
+        trees: AnyTrees,
         x: Tensor,
         state: Any = None,
         *,
@@ -94,15 +93,13 @@ class VariationalDropout(Unfold):
         """As `Unfold.over`, with the same masks at all nodes of a tree."""
         if not self.training:
             return super().over(trees, x, state, inputs=inputs, **options)
-        trees = trees if isinstance(trees, Acyclic) else Forest.from_parents(trees)
-        given = torch.from_numpy(trees.given(inputs))
-        x = door.settle_nodes(self._masked.cell, x, len(given), inputs)
-        if self._masked.active and inputs != "nodes":  # the mask of h is for every node
-            x, inputs = x.new_zeros(trees.nodes, x.shape[-1]).index_copy(0, given.to(x.device), x), "nodes"
-            given = torch.arange(trees.nodes)
-        of = torch.from_numpy(trees.tree_of)[given].to(x.device)
-        x = self._with_masks(x, len(trees), lambda mask: mask[of])
-        return super().over(trees, x, state, inputs=inputs, **options)
+        batch = batch_of(trees)
+        x = door.settle_nodes(self._masked.cell, x, len(batch.given(inputs)), inputs)
+        if self._masked.active:  # the mask of h is for every node
+            x, inputs = on_nodes(batch, x, inputs), "nodes"
+        of = torch.from_numpy(batch.tree_of[batch.given(inputs)]).to(x.device)
+        x = self._with_masks(x, len(batch), lambda mask: mask[of])
+        return super().over(batch, x, state, inputs=inputs, **options)
 
     def stepper(self, rows: int = 1) -> Stepper:
         """As `Unfold.stepper`, in evaluation."""

@@ -13,6 +13,8 @@ from ritornello.errors import ArgumentError
 from ritornello.structures.acyclic import Acyclic, doublings, places, whole
 from ritornello.structures.schedule import Schedule
 
+AnyTrees = Acyclic | Sequence[Sequence[int] | np.ndarray]  # a batch, or each tree's parents
+
 
 @dataclass(frozen=True, eq=False)
 class Forest(Acyclic):
@@ -167,9 +169,7 @@ class Forest(Acyclic):
         return child, self.above[child], self.slots[child]
 
 
-def forest(
-    trees: Acyclic | Sequence[Sequence[int] | np.ndarray], slots: int | None = None, inputs: str = "nodes"
-) -> Schedule:
+def forest(trees: AnyTrees, slots: int | None = None, inputs: str = "nodes") -> Schedule:
     """The schedule of a batch of trees or graphs.
 
     Args:
@@ -186,7 +186,12 @@ def forest(
         >>> [(level.start, level.stop) for level in s.levels], s.order.tolist()
         ([(0, 2), (2, 3)], [0, 1, 2])
     """
-    return (trees if isinstance(trees, Acyclic) else Forest.from_parents(trees)).schedule(slots, inputs)
+    return batch_of(trees).schedule(slots, inputs)
+
+
+def batch_of(trees: AnyTrees) -> Acyclic:
+    """Trees or graphs as a batch."""
+    return trees if isinstance(trees, Acyclic) else Forest.from_parents(trees)
 
 
 def _flattened(trees: Sequence[Sequence[int] | np.ndarray], what: str) -> tuple[np.ndarray, np.ndarray]:

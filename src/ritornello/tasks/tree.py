@@ -124,6 +124,7 @@ class TreeExperiment(Experiment[TreeModelRun]):
             cell,
             embedding=config.embedding,
             hidden=config.hidden,
+            layers=config.layers,
             dropout=config.dropout,
             sparse=self.section(run, "training").optimiser == "adagrad",
         )

@@ -59,8 +59,9 @@ class TreeModelConfig:
         model: tree, or sequence for a network that reads the words alone, one by one: what the trees are worth.
         cell: a cell's name, or module:Class or FILE.py:Class for one of your own; empty takes tree-lstm, and lstm for
             sequences.
-        hidden: units of a node's state.
+        hidden: units of a node's state, in each layer.
         embedding: features of a word's vector.
+        layers: cells one upon another.
         dropout: share of word vectors and states that is zeroed in training.
 
     Raises:
@@ -71,13 +72,14 @@ class TreeModelConfig:
     cell: str = ""
     hidden: int = 150
     embedding: int = 300
+    layers: int = 1
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
         check_types(self)
         if self.model not in MODELS:
             raise ArgumentError(f"Unknown model {self.model!r}: {nearest(self.model, MODELS)}.")
-        check_least(self, 1, "hidden", "embedding")
+        check_least(self, 1, "hidden", "embedding", "layers")
         check_dropout(self)
         if not self.cell:
             object.__setattr__(self, "cell", "lstm" if self.model == "sequence" else "tree-lstm")

@@ -17,6 +17,7 @@ from ritornello.cells.mode import evaluating
 from ritornello.data.brackets import format_trees, parse_trees, read_trees
 from ritornello.data.trees import Trees
 from ritornello.data.vocabulary import Vocabulary
+from ritornello.engine import Unfold
 from ritornello.errors import DataError
 from ritornello.models.tree import TreeClassifier
 from ritornello.tasks.tree_config import TreesConfig
@@ -70,7 +71,7 @@ def arranged(trees: Trees, config: TreesConfig) -> Trees:
 
 def check_children(model: nn.Module, trees: Trees, part: str = "") -> None:
     """Raises DataError where a node has more children than the model's cell has slots."""
-    slots = model.unfold.cell.slots  # type: ignore[union-attr]
+    slots = next(part.cell.slots for part in model.modules() if isinstance(part, Unfold))
     if slots is None:
         return
     wide = np.flatnonzero(trees.forest.slots >= slots)
