@@ -518,3 +518,50 @@ def test_layers_for_sequences_alone_are_told() -> None:
         rit.nn.WeightDrop(both).over(trees, x)
     with pytest.raises(ArgumentError, match="Stack: state must be a tuple of 1 states, not 2 states"):
         Stack.of(rit.LSTM, 4, 4).over(trees, x, (None, None))
+    with pytest.raises(ArgumentError, match=r"^Network\.over: a Bidirectional walks sequences only"):
+        rit.nn.Network(both).over(trees, x)
+
+
+@pytest.mark.parametrize("inputs", ["nodes", "leaves", "inner"])
+def test_a_network_reads_every_node_the_roots_or_their_states(inputs: str) -> None:
+    trees = [[2, 2, -1], [-1], [-1, 0, 0, 1, 1]]
+    batch, layer = Forest.from_parents(trees), Stack.of(rit.LSTM, 3, 4, layers=2)
+    words = torch.randint(9, (len(batch.given(inputs)),))
+    encode, decode = nn.Embedding(9, 3), nn.Linear(4, 2)
+    outputs, roots = layer.over(trees, encode(words), inputs=inputs)
+    found, last = rit.nn.Network(layer, encode=encode, decode=decode).over(trees, words, inputs=inputs)
+    assert torch.equal(found, decode(outputs))
+    assert torch.equal(last[1].c, roots[1].c)
+    acceptor = rit.nn.Network(layer, encode=encode, decode=decode, reads="acceptor")
+    assert_close(acceptor.over(batch, words, inputs=inputs)[0], decode(roots[1].h))
+    encoder = rit.nn.Network(layer, encode=encode, reads="encoder")
+    every = torch.cat([field for state in roots for field in state], -1)
+    assert torch.equal(encoder.over(batch, words, inputs=inputs)[0], every)
+    assert every.shape == (3, 16)
+
+
+@pytest.mark.parametrize("inputs", ["nodes", "leaves", "inner"])
+@pytest.mark.parametrize("into", ["both", "state", "steps"])
+def test_a_context_of_each_tree_enters_at_all_of_its_nodes(into: str, inputs: str) -> None:
+    trees = [[2, 2, -1], [-1], [-1, 0, 0, 1, 1]]
+    batch, cell = Forest.from_parents(trees), rit.LSTM(3 + 2 * (into != "state"), 4).to(F64)
+    layer = rit.nn.Context(rit.Unfold(cell), 2, into=into).to(F64)
+    x, context = torch.randn(len(batch.given(inputs)), 3, dtype=F64), torch.randn(3, 2, dtype=F64)
+    found = layer.over(trees, x, context=context, inputs=inputs)
+    wide = torch.zeros(batch.nodes, 3, dtype=F64).index_copy(0, torch.from_numpy(batch.given(inputs)), x)
+    if into != "state":
+        wide = torch.cat([wide, torch.stack([context[tree] for tree in (0, 0, 0, 1, 2, 2, 2, 2, 2)])], -1)
+    first = cell.State(*(torch.zeros(3, 4, dtype=F64) for _ in range(2)))
+    if layer.to_state is not None:
+        first = cell.State(*torch.tanh(context @ layer.to_state.weight.T + layer.to_state.bias).chunk(2, -1))
+    states, roots = tree_twin(cell, trees, wide, first)
+    assert_close(found, (states.h, roots))
+    with pytest.raises(ArgumentError, match=r"context must be a tensor of shape \(3, 2\), not \(2,\)"):
+        layer.over(trees, x, context=context[0], inputs=inputs)
+    with pytest.raises(
+        ArgumentError, match=rf"x has shape \({len(x) + 1}, 3\); expected \({len(x)}, 3\): a row for each"
+    ):
+        layer.over(trees, x.new_zeros(len(x) + 1, 3), context=context, inputs=inputs)
+    given = [cell.State(*(torch.randn(3, 4, dtype=F64) for _ in range(2)))]
+    states, _ = tree_twin(cell, trees, wide, given[0])
+    assert_close(layer.over(trees, x, given[0], context=context, inputs=inputs)[0], states.h)

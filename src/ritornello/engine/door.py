@@ -58,7 +58,13 @@ def settle_input(cell: Cell, x: Tensor, batch_first: bool) -> tuple[Tensor, Layo
 
 def settle_nodes(cell: Cell, x: Tensor, count: int, inputs: str) -> Tensor:
     """Checks the x of so many nodes of trees."""
-    expected = (count, cell.input_size)
+    check_nodes(x, count, cell.input_size, inputs)
+    return _settle_dtype(cell, x)
+
+
+def check_nodes(x: Any, count: int, features: int, inputs: str) -> None:
+    """Raises ArgumentError unless there is a row for each of so many nodes."""
+    expected = (count, features)
     if not isinstance(x, Tensor):
         raise ArgumentError(f"x must be a tensor of shape {expected}, not {type(x).__name__}.")
     if tuple(x.shape) != expected:
@@ -66,7 +72,6 @@ def settle_nodes(cell: Cell, x: Tensor, count: int, inputs: str) -> Tensor:
         raise ArgumentError(
             f"x has shape {tuple(x.shape)}; expected {expected}: a row for each of the {count} {which}."
         )
-    return _settle_dtype(cell, x)
 
 
 def _settle_dtype(cell: Cell, x: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ritornello.engine import door
 from ritornello.errors import ArgumentError, nearest
 from ritornello.nn.bidirectional import Bidirectional
 from ritornello.nn.compose import Residual
@@ -18,11 +18,14 @@ from ritornello.nn.protocol import (
     check_outputs,
     checked_layer,
     ending,
+    on_nodes,
     open_sizes,
+    over,
     state_sizes,
     without_padding,
 )
 from ritornello.nn.state import leaves, refill
+from ritornello.structures import AnyTrees, batch_of
 
 READS = ("acceptor", "encoder", "transducer")
 INTO = ("both", "state", "steps")
@@ -125,6 +128,32 @@ class Network(Around):
             answer = without_padding(answer, lengths, self.batch_first, axes=outputs.dim() - 1)
         return answer, last
 
+    def over(self, trees: AnyTrees, x: Tensor, state: Any = None, *, inputs: str = "nodes") -> tuple[Tensor, Any]:
+        """The answer over trees: a transducer's is of every node, an acceptor's and an encoder's of every root.
+
+        Args:
+            trees, state, inputs: as in `Unfold.over`.
+            x: (nodes that have one, ...), what `encode` reads.
+
+        Returns:
+            the answer, (nodes, ...) or (trees, ...); and the roots' states.
+
+        Example:
+            >>> import torch, ritornello as rit
+            >>> layer, words = rit.Unfold(rit.cells.TreeLSTM(4, 8)), torch.nn.Embedding(100, 4)
+            >>> judge = rit.nn.Network(layer, encode=words, decode=torch.nn.Linear(8, 2), reads="acceptor")
+            >>> judge.over([[2, 2, -1], [-1]], torch.tensor([7, 9, 8]), inputs="leaves")[0].shape
+            torch.Size([2, 2])
+        """
+        batch = batch_of(trees)
+        features = x if self.encode is None else self.encode(x)
+        outputs, roots = over("Network", self.layer, batch, features, state, inputs)
+        if self.reads == "encoder":
+            outputs = torch.cat(leaves(roots), -1)
+        elif self.reads == "acceptor":
+            outputs = outputs[torch.from_numpy(batch.roots).to(outputs.device)]
+        return outputs if self.decode is None else self.decode(outputs), roots
+
     def ending(self, outputs: Tensor | None, last: Any, lengths: Lengths) -> Tensor:
         """The layer's, decoded."""
         if self.decode is None:
@@ -195,23 +224,45 @@ class Context(Around):
                 initial state, not with the context's; into the steps the context goes on entering.
         """
         batched = x.dim() == 3
-        expected = (x.shape[0 if self.batch_first else 1], self.size) if batched else (self.size,)
-        if not isinstance(context, Tensor) or tuple(context.shape) != expected:
-            came = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
-            raise ArgumentError(f"Context: context must be a tensor of shape {expected}, not {came}.")
-        if self.to_state is not None and state is None:
-            kind = self.to_state.weight.dtype
-            first = torch.tanh(self.to_state(context.to(kind))).to(kind)  # whatever autocast makes of it
-            state = self._state(first.split(leaves(open_sizes(self.layer)), -1))
+        sequences = (x.shape[0 if self.batch_first else 1],) if batched else ()
+        context = self._checked(context, (*sequences, self.size))
         if self.into != "state":
             steps = context.unsqueeze(1 if self.batch_first else 0) if batched else context
             x = torch.cat([x, steps.expand(*x.shape[:-1], -1).to(x.dtype)], -1)
-        return self.layer(x, state, **options)
+        return self.layer(x, self._state(context) if state is None else state, **options)
 
-    def _state(self, first: Sequence[Tensor]) -> Any:
-        """The state of these fields; of those that the cell alone writes there is nothing, and they are 0."""
+    def over(
+        self,
+        trees: AnyTrees,
+        x: Tensor,
+        state: Any = None,
+        *,
+        context: Tensor | None = None,
+        inputs: str = "nodes",
+    ) -> tuple[Tensor, Any]:
+        """As the layer's, over trees: each has a context, (trees, size), that enters at all of its nodes."""
+        batch = batch_of(trees)
+        context = self._checked(context, (len(batch), self.size))
+        if self.into != "state":
+            door.check_nodes(x, len(batch.given(inputs)), self.input_size, inputs)
+            nodes = context[torch.from_numpy(batch.tree_of).to(context.device)]
+            x, inputs = torch.cat([on_nodes(batch, x, inputs), nodes.to(x.dtype)], -1), "nodes"
+        return over("Context", self.layer, batch, x, self._state(context) if state is None else state, inputs)
+
+    def _checked(self, context: Any, expected: tuple[int, ...]) -> Tensor:
+        if not isinstance(context, Tensor) or tuple(context.shape) != expected:
+            came = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
+            raise ArgumentError(f"Context: context must be a tensor of shape {expected}, not {came}.")
+        return context
+
+    def _state(self, context: Tensor) -> Any:
+        """What the context makes of the state; what the cell alone writes is 0. None where it makes nothing of it."""
+        if self.to_state is None:
+            return None
+        kind = self.to_state.weight.dtype
+        first = torch.tanh(self.to_state(context.to(kind))).to(kind)  # whatever autocast makes of it
         sizes = state_sizes(self.layer)
-        fields = zip(first, leaves(sizes), strict=True)
+        fields = zip(first.split(leaves(open_sizes(self.layer)), -1), leaves(sizes), strict=True)
         return refill(
             sizes, [field if field.shape[-1] else field.new_zeros(*field.shape[:-1], n) for field, n in fields]
         )

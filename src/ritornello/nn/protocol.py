@@ -160,8 +160,8 @@ def over(owner: str, layer: Any, trees: AnyTrees, x: Tensor, state: Any, inputs:
     """
     if not hasattr(layer, "over"):
         raise ArgumentError(
-            f"{owner}.over: a {type(layer).__name__} walks sequences only; over trees there are Unfold, "
-            "VariationalDropout, Stack, Residual and WeightDrop."
+            f"{owner}.over: a {type(layer).__name__} walks sequences only; over trees there are Unfold and all that "
+            "stands around it but Bidirectional and Feedback."
         )
     return layer.over(trees, x, state, inputs=inputs)
 
