@@ -126,6 +126,7 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     ),
     (cells.RecurrentHighway, {"depth": 0}, "RecurrentHighway: depth must be a positive integer, not 0."),
     (cells.LRU, {"slowest": 1}, "LRU: 0 < fastest < slowest < 1 must hold, not 0.5 and 1."),
+    (cells.RGLRU, {"fastest": 1}, "RGLRU: 0 < fastest < slowest < 1 must hold, not 1 and 0.999."),
     (cells.LRU, {"fastest": 0}, "LRU: 0 < fastest < slowest < 1 must hold, not 0 and 0.999."),
     (cells.LRU, {"fastest": 0.9, "slowest": 0.8}, "LRU: 0 < fastest < slowest < 1 must hold, not 0.9 and 0.8."),
 ]

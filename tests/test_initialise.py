@@ -97,6 +97,8 @@ def test_decays_are_drawn_from_their_ranges() -> None:
     decay = torch.exp(-torch.exp(cells.LRU(3, 5000, slowest=0.9, fastest=0.6).nu.double()))
     assert_uniform(decay**2, 0.36, 0.81)
     assert_uniform(torch.exp(-8 * torch.nn.functional.softplus(cells.RGLRU(3, 5000).Lambda.double())), 0.9, 0.999)
+    wide = cells.RGLRU(3, 5000, slowest=0.8, fastest=0.05).Lambda.double()
+    assert_uniform(torch.exp(-8 * torch.nn.functional.softplus(wide)), 0.05, 0.8)
 
 
 def assert_uniform(values: Tensor, low: float, high: float) -> None:

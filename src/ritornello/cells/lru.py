@@ -47,10 +47,7 @@ class LRU(Cell):
 
     def __init__(self, input_size: int, hidden_size: int, slowest: float = 0.999, fastest: float = 0.5) -> None:
         super().__init__(input_size, hidden_size)
-        for name, value in (("slowest", slowest), ("fastest", fastest)):
-            check_number("LRU", name, value)
-        if not 0 < fastest < slowest < 1:
-            raise ArgumentError(f"LRU: 0 < fastest < slowest < 1 must hold, not {fastest} and {slowest}.")
+        _check_range("LRU", slowest, fastest)
         self.B = nn.Linear(input_size, hidden_size, bias=False)
         self.C = nn.Linear(hidden_size, hidden_size, bias=False)
         self.D = nn.Linear(input_size, hidden_size)
@@ -75,17 +72,20 @@ class RGLRU(Cell):
     W_n before it, so that sizes may differ. Linear in its state: all products are done at once, and what is left is a
     scan.
 
+    In the paper a gated branch and a residual connection stand beside it, and the unit keeps long means only, to which
+    a step adds little. Where h is all that is read, let some units forget at once: a `fastest` of 0.05.
+
     Args:
         input_size: features of x.
         hidden_size: features of h.
+        slowest, fastest: the ends of the range that a is drawn from, uniformly, where r = 1. Default 0.999 and 0.9.
 
     Shapes:
         x (rows, input_size), s.h (rows, hidden_size). Gates are stacked in the order of `gates`. Parameters: W.weight
-        (3·hidden_size, input_size), W.bias (3·hidden_size), uniform in ±1/√hidden_size, and Lambda (hidden_size), drawn
-        so that a lies between 0.9 and 0.999 where r = 1.
+        (3·hidden_size, input_size), W.bias (3·hidden_size), uniform in ±1/√hidden_size, and Lambda (hidden_size).
 
     Raises:
-        ArgumentError: a size that is no positive integer.
+        ArgumentError: a size that is no positive integer, or a range outside 0 to 1.
 
     Example:
         >>> cell = RGLRU(3, 4)
@@ -97,11 +97,12 @@ class RGLRU(Cell):
     gates = ("r", "i", "n")
     recurrent = ()
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, slowest: float = 0.999, fastest: float = 0.9) -> None:
         super().__init__(input_size, hidden_size)
+        _check_range("RGLRU", slowest, fastest)
         self.W = nn.Linear(input_size, 3 * hidden_size)
         uniform_(self)
-        rate = -torch.empty(hidden_size).uniform_(0.9, 0.999).log() / 8
+        rate = -torch.empty(hidden_size).uniform_(fastest, slowest).log() / 8
         self.Lambda = nn.Parameter(torch.log(torch.expm1(rate)))
 
     def forward(self, x: Tensor, s: State) -> State:
@@ -112,3 +113,10 @@ class RGLRU(Cell):
         least = max(1e-37, number.tiny * number.eps)  # at 0 the root has no derivative
         fed = torch.sqrt(rest.clamp(min=least)) * (torch.sigmoid(i) * n)
         return self.State(torch.exp(log_a) * total(s.h) + fed)
+
+
+def _check_range(owner: str, slowest: float, fastest: float) -> None:
+    for name, value in (("slowest", slowest), ("fastest", fastest)):
+        check_number(owner, name, value)
+    if not 0 < fastest < slowest < 1:
+        raise ArgumentError(f"{owner}: 0 < fastest < slowest < 1 must hold, not {fastest} and {slowest}.")
