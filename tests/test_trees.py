@@ -1,4 +1,4 @@
-"""Trees on the compiled executor, beside the reference executor: values, gradients, second gradients, the same bits."""
+"""Trees on the compiled executor, beside the reference executor; and compositions over them, beside the recursion."""
 
 from __future__ import annotations
 

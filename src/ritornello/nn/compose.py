@@ -237,9 +237,9 @@ class Stack(nn.Module):
         outputs: list[Tensor] = []
         after = []
         for layer, entering in zip(self.layers, before, strict=True):
-            if outputs:
-                x, inputs = on_nodes(batch, x, inputs), "nodes"
-            found, roots = over("Stack", layer, batch, self._above(outputs, x) if outputs else x, entering, inputs)
+            reads = self._above(outputs, x) if outputs else x
+            found, roots = over("Stack", layer, batch, reads, entering, inputs)
+            x, inputs = on_nodes(batch, x, inputs) if self.skip else x, "nodes"
             outputs.append(found)
             after.append(roots)
         return self._given(outputs), tuple(after)

@@ -250,6 +250,7 @@ class Context(Around):
         return over("Context", self.layer, batch, x, self._state(context) if state is None else state, inputs)
 
     def _checked(self, context: Any, expected: tuple[int, ...]) -> Tensor:
+        """The context; raises ArgumentError where it is none of that shape."""
         if not isinstance(context, Tensor) or tuple(context.shape) != expected:
             came = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
             raise ArgumentError(f"Context: context must be a tensor of shape {expected}, not {came}.")
