@@ -1190,6 +1190,8 @@ def test_a_cell_that_changes_itself_is_traced_once(what: str, monkeypatch: pytes
     [
         (lambda h: 1.0 + next(TURNS), "differs from call to call, by what is neither an input nor a setting"),
         (lambda h: 1.0 + len(h), "depends on the number of rows"),
+        (lambda h: 1.0 + torch.is_grad_enabled(), "depends on whether gradients are asked for"),
+        (lambda h: 1.0 + h.requires_grad, "depends on whether gradients are asked for"),
     ],
 )
 def test_what_a_computation_depends_on_is_told(draw: Callable[[Tensor], float], message: str) -> None:

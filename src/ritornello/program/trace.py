@@ -2,8 +2,8 @@
 
 What is recorded are ATen calls, below Python, autograd and `torch.nn`: however a cell spells its products, chunks and
 in-place updates, a small table (`aten.py`) reads them all. Python's own control flow runs as it stands; whatever asks
-for a number that only data can give makes the cell untraceable. The cell is recorded twice, on 3 rows and on 5: a
-program that comes out the same knows nothing of the number of rows.
+for a number that only data can give makes the cell untraceable. The cell is recorded twice, on 3 rows with gradients
+and on 5 without: a program that comes out the same knows nothing of the number of rows, nor of whether it is training.
 
 A program has no memory but the state: a cell that keeps a tensor from one call to the next, or counts its calls, is
 untraceable, and the reference executor runs it.
@@ -73,7 +73,7 @@ def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program
         with untouched(cell) as changed:
             first = _recorded(cell, x_size, sizes, like, 3)
             with untouched(cell) as again:  # what the first call set up, such as a default read from the class
-                second = _recorded(cell, x_size, sizes, like, 5)
+                second = _recorded(cell, x_size, sizes, like, 5, gradients=False)
     except Untraceable as reason:
         reason.changed = frozenset(changed)
         raise
@@ -85,9 +85,12 @@ def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program
     if not _alike(first, second):
         with untouched(cell):
             third = _recorded(cell, x_size, sizes, like, 3)
-        if _alike(first, third):
+            fourth = _recorded(cell, x_size, sizes, like, 5)
+        if not _alike(first, third):
+            raise Untraceable("its computation differs from call to call, by what is neither an input nor a setting of it")
+        if not _alike(first, fourth):
             raise Untraceable("its computation depends on the number of rows, and so on how sequences are batched")
-        raise Untraceable("its computation differs from call to call, by what is neither an input nor a setting of it")
+        raise Untraceable("its computation depends on whether gradients are asked for (branch on self.training instead)")
     return first
 
 
@@ -95,8 +98,10 @@ def _alike(one: Program, other: Program) -> bool:
     return one == other or one.to_text() == other.to_text()  # NaN is not equal to itself
 
 
-def _recorded(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: int) -> Program:
-    recorder, slots = Recorder(cell, rows), getattr(cell, "slots", None)
+def _recorded(
+    cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: int, gradients: bool = True
+) -> Program:
+    recorder, slots = Recorder(cell, rows, gradients), getattr(cell, "slots", None)
     b = recorder.builder
 
     def leaf(name: str, attributes: tuple[int, ...], size: int, rate: int) -> Tensor:
@@ -159,7 +164,7 @@ class Recorder(TorchDispatchMode):
         builder: holds the program as far as it is written.
         rows: how many rows the cell is called on.
         given: by their memory, what the cell is given.
-        gradients: whether autograd watches too; in TorchScript it has ops of its own.
+        gradients: whether autograd watches too, if that is asked for; in TorchScript it has ops of its own.
         drawn_for: by a tensor's id what numbers like it are drawn for: ROW, UNKNOWN or PREDECESSOR.
     """
 
@@ -168,7 +173,7 @@ class Recorder(TorchDispatchMode):
         """Otherwise torch wraps `__init__`: its first call would import torch._dynamo, which takes a second."""
         return False
 
-    def __init__(self, cell: nn.Module, rows: int) -> None:
+    def __init__(self, cell: nn.Module, rows: int, gradients: bool = True) -> None:
         super().__init__()
         self.builder = Builder()
         self.cell = cell
@@ -184,7 +189,8 @@ class Recorder(TorchDispatchMode):
         self._names = _tensors_of(cell)
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in cell.modules())
         trained = not any(parameter.is_inference() for parameter in cell.parameters())
-        self.gradients = trained and not scripted and (torch.is_grad_enabled() or not torch.compiler.is_compiling())
+        watched = torch.is_grad_enabled() or not torch.compiler.is_compiling()
+        self.gradients = gradients and trained and not scripted and watched
 
     def bind(self, tensor: Tensor, value: Value) -> None:
         """From now on the tensor is that value."""
