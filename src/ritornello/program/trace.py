@@ -87,10 +87,12 @@ def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program
             third = _recorded(cell, x_size, sizes, like, 3)
             fourth = _recorded(cell, x_size, sizes, like, 5)
         if not _alike(first, third):
-            raise Untraceable("its computation differs from call to call, by what is neither an input nor a setting of it")
-        if not _alike(first, fourth):
-            raise Untraceable("its computation depends on the number of rows, and so on how sequences are batched")
-        raise Untraceable("its computation depends on whether gradients are asked for (branch on self.training instead)")
+            by = "differs from call to call, by what is neither an input nor a setting of it"
+        elif not _alike(first, fourth):
+            by = "depends on the number of rows, and so on how sequences are batched"
+        else:
+            by = "depends on whether gradients are asked for (branch on self.training instead)"
+        raise Untraceable(f"its computation {by}")
     return first
 
 
@@ -98,9 +100,7 @@ def _alike(one: Program, other: Program) -> bool:
     return one == other or one.to_text() == other.to_text()  # NaN is not equal to itself
 
 
-def _recorded(
-    cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: int, gradients: bool = True
-) -> Program:
+def _recorded(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor, rows: int, gradients: bool = True) -> Program:
     recorder, slots = Recorder(cell, rows, gradients), getattr(cell, "slots", None)
     b = recorder.builder
 
