@@ -150,7 +150,7 @@ def test_only_root_t_states_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(run.segments) == 10
     assert [tuple(field.shape) for field in run.checkpoints] == [(9, 2, 8)] * 2
     assert run.memory is None
-    assert not run.frame
+    assert not run.frames
 
 
 class Watched(rit.Cell):

@@ -633,6 +633,19 @@ def test_a_second_backward_keeps_no_states_either() -> None:
     for _ in range(2):
         outputs.sum().backward(retain_graph=True)
         assert node.run.out == []
+        assert node.run.memory is None
+        assert node.run.hidden == []
+
+
+@pytest.mark.parametrize("all_states", [False, True])
+def test_states_that_nobody_asks_for_lie_beside_the_frames(all_states: bool) -> None:
+    x = torch.randn(4, 2, 2, requires_grad=True)
+    outputs, _ = rit.Unfold(rit.LSTM(2, 3), executor="cpu")(x, all_states=all_states)
+    node = (outputs.c if all_states else outputs).grad_fn
+    while not hasattr(node, "run"):
+        node = node.next_functions[0][0]
+    shown = [tuple(saved.shape) for saved in node.saved_tensors].count((8, 3))
+    assert (shown, len(node.run.hidden)) == ((2, 0) if all_states else (1, 1))
 
 
 def test_what_needs_no_gradient_gets_none() -> None:

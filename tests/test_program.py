@@ -907,8 +907,7 @@ class Machine:
         s = code.spaces
         self.states = {s.prev(f, 0) for f in self.fields} | set(range(s.out(0), s.total))
         self.written = {
-            BEFORE: {TEMP, SCRATCH, FRAME},
-            LOOP: {TEMP, SCRATCH, FRAME, *(s.out(f) for f in self.fields)},
+            **dict.fromkeys((BEFORE, LOOP), {TEMP, SCRATCH, FRAME, *(s.out(f) for f in self.fields)}),
             BACK: {TEMP, SCRATCH, FRAME, *(s.dprev(f, 0) for f in self.fields)},
             AFTER: {TEMP, SCRATCH, FRAME, DX},
         }
@@ -1000,9 +999,11 @@ class Machine:
         spaces = {X: self.x[rows], FRAME: self.frame[rows]}
         for f in self.fields:
             spaces[self.code.spaces.prev(f, 0)] = self.entry[f] if level == 0 else self.out[f][self._level(level - 1)]
-            spaces[self.code.spaces.out(f)] = self.out[f][rows]
         self.first_row = rows.start
-        return spaces
+        return {**spaces, **self._out(rows)}
+
+    def _out(self, rows: slice) -> dict[int, np.ndarray]:
+        return {self.code.spaces.out(f): self.out[f][rows] for f in self.fields}
 
     def forward(self, x: np.ndarray, entry: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
         """All rows' states."""
@@ -1010,11 +1011,11 @@ class Machine:
         self.out = [np.full((self.rows, size), np.nan) for size in self.code.state_sizes]
         if self.bulk:
             self.first_row = 0
-            self.run(BEFORE, {X: x, FRAME: self.frame})
+            self.run(BEFORE, {X: x, FRAME: self.frame, **self._out(slice(None))})
         for level in range(self.time):
             spaces = self._before(level)
             if not self.bulk:
-                self.run(BEFORE, {X: spaces[X], FRAME: spaces[FRAME]})
+                self.run(BEFORE, {X: spaces[X], FRAME: spaces[FRAME], **self._out(self._level(level))})
             self.run(LOOP, spaces)
         return self.out
 

@@ -58,7 +58,7 @@ Field field_of(const Code& code, int space) {
 bool readable(const Code& code, int space, Routine routine) {
   switch (field_of(code, space)) {
     case PREV: return routine != BEFORE;
-    case OUT: return routine != BEFORE;
+    case OUT: return true;
     case DOUT:
     case CARRY:
     case DPREV: return routine >= BACK;
@@ -69,7 +69,7 @@ bool readable(const Code& code, int space, Routine routine) {
 // Whether a routine may leave something there.
 bool writable(const Code& code, int space, Routine routine) {
   switch (field_of(code, space)) {
-    case OUT: return routine == LOOP;
+    case OUT: return routine <= LOOP;
     case DPREV: return routine == BACK;
     case NO_FIELD: return space == TEMP || space == SCRATCH || space == FRAME || (space == DX && routine == AFTER);
     default: return false;
@@ -288,6 +288,14 @@ Code read_code(const std::vector<int64_t>& ints, const std::vector<double>& cons
       if (depth != code.packs[step.pack].depth || step.size != code.packs[step.pack].size)
         throw std::invalid_argument("a product does not fit its weights");
     }
+  }
+  code.early.assign(code.fields, 0);
+  auto note_early = [&](const Place& to) {
+    if (field_of(code, to.space) == OUT) code.early[to.space - code.out(0)] = 1;
+  };
+  for (const Step& step : code.routines[BEFORE]) {
+    if (step.product) note_early(step.out);
+    for (int i = 0; i < step.count; ++i) note_early(code.instructions[step.first + i].out);
   }
   for (const Step& step : code.routines[AFTER]) {
     auto is_state = [&](int space) { return space >= FIRST_FIELD; };

@@ -89,6 +89,7 @@ struct Code {
   std::vector<GradientSum> sums;
   std::vector<char> used[ROUTINES];  // by pack: whether the routine reads it
   bool after_reads_states;           // then AFTER runs level by level
+  std::vector<char> early;           // by field: whether BEFORE writes it
 
   int prev(int field, int slot) const { return FIRST_FIELD + slot * fields + field; }
   int out(int field) const { return FIRST_FIELD + slots * fields + field; }

@@ -67,6 +67,8 @@ template <class P> class Engine {
     const int64_t worthwhile = loop_multiplies() ? static_cast<int64_t>(mean) / 4 : static_cast<int64_t>(mean);  // rows of products are shared better
     lanes_ = static_cast<int>(greater(1, lesser(threads_, lesser(levels_.entries, worthwhile))));
     in_bulk_ = mean < few_rows * lanes_;
+    for (int field = 0; field < code_.fields; ++field)
+      states_[field] = in_bulk_ && code_.early[field] && !call_.out[field] ? room_.numbers(levels_.rows * size(field)) : static_cast<T*>(call_.out[field]);
     constant_ = donor_ ? donor_->constant_ : room_.numbers(code_.const_size);
     panels_ = donor_ ? donor_->panels_ : pack_memory();
     lane_ = room_.template many<Lane<T>>(lanes_);
@@ -115,7 +117,7 @@ template <class P> class Engine {
     lane.frame = backward_ || call_.frame || in_bulk_ ? nullptr : room_.numbers(frame_stride_ * rows);
     for (int field = 0; field < code_.fields; ++field) {
       for (int turn = 0; turn < 2; ++turn) {
-        lane.ring[2 * field + turn] = call_.out[field] ? nullptr : room_.numbers(rows * size(field));
+        lane.ring[2 * field + turn] = states_[field] ? nullptr : room_.numbers(rows * size(field));
         lane.carry[2 * field + turn] = backward_ && chain() ? room_.numbers((lane.end - lane.begin) * size(field)) : nullptr;
       }
       lane.gathered[field] = chain() ? nullptr : room_.numbers(rows * size(field));
@@ -201,10 +203,12 @@ template <class P> class Engine {
 
   void bulk(Routine routine, int thread, int threads) {
     Block<T> b = block(bulk_temp_[thread], bulk_scratch_[thread], bulk_work_[thread]);
-    const int64_t chunks = (levels_.rows + chunk_rows - 1) / chunk_rows;
+    const int64_t chunks = (levels_.rows + chunk_rows - 1) / chunk_rows;  // of rows of any levels
     for (int64_t chunk = chunks * thread / threads; chunk < chunks * (thread + 1) / threads; ++chunk) {
       const int64_t row = chunk * chunk_rows;
       bind_rows(b, row, lesser(chunk_rows, levels_.rows - row), nullptr);
+      for (int field = 0; field < code_.fields; ++field)
+        if (states_[field]) bind(b, code_.out(field), states_[field] + row * size(field), size(field));
       rit::RIT_ISA::run<P>(code_, routine, b, panels_);
     }
   }
@@ -224,8 +228,8 @@ template <class P> class Engine {
         bind(b, space, lane.gathered[field], width);
       } else if (level == 0) {
         bind(b, space, table_.state(field, 1 + first), width);
-      } else if (call_.out[field]) {
-        bind(b, space, table_.state(field, 1 + levels_.entries + levels_.starts[level - 1] + first), width);
+      } else if (states_[field]) {
+        bind(b, space, states_[field] + (levels_.starts[level - 1] + first) * width, width);
       } else {
         bind(b, space, lane.ring[2 * field + (level - 1) % 2], width);
       }
@@ -235,8 +239,8 @@ template <class P> class Engine {
   void bind_states(Block<T>& b, const Lane<T>& lane, int64_t level, int64_t first) const {
     bind_previous(b, lane, level, first);
     for (int field = 0; field < code_.fields; ++field) {
-      T* kept = static_cast<T*>(call_.out[field]);
-      bind(b, code_.out(field), kept ? kept + b.first_row * size(field) : lane.ring[2 * field + level % 2], size(field));
+      T* all = states_[field];
+      bind(b, code_.out(field), all ? all + b.first_row * size(field) : lane.ring[2 * field + level % 2], size(field));
     }
   }
 
@@ -385,6 +389,7 @@ template <class P> class Engine {
   int threads_ = 1, lanes_ = 1;
   bool in_bulk_ = false;
   int64_t most_rows_ = 0, scratch_stride_ = 0, frame_stride_ = 0;
+  T* states_[most_fields];  // by field: all rows' states, where they are kept, or written before the loop
   T* constant_ = nullptr;
   Unit** panels_ = nullptr;
   T* all_frames_ = nullptr;

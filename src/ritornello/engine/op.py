@@ -301,7 +301,7 @@ def unfold_backward(
     rows = call.schedule.rows
     tensors = call.inputs(x, entry, blank, values)
     work = frame.clone()  # the backward pass writes into it
-    call.run.frame = work.data_ptr() if len(frame) else 0  # without frames the run goes forward once more
+    call.run.frames = [work.data_ptr()] if len(frame) else []  # without frames the run goes forward once more
     out = [field[:rows] for field in kept] if len(frame) else _outputs(call, tensors)
     gradients = [*(call.rows(d) for d in d_steps), *call.entries(d_last)]
     found = call.run.backward(tensors, out, gradients, [True] * len(tensors))

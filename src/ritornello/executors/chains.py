@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 
 from ritornello.executors.plan import Compiled
-from ritornello.executors.run import Run, addresses, shapes, strides
+from ritornello.executors.run import Run, _core, addresses, shapes, strides
 from ritornello.structures import Level, Schedule, row_sources, segments
-
-try:
-    from ritornello import _core
-except ImportError:  # installed without a compiler: the executor says so
-    _core = None  # type: ignore[assignment]
 
 _DENSE: OrderedDict[tuple[int, int], tuple[tuple[Level, ...], Any]] = OrderedDict()  # by identity, kept alive
 
@@ -60,8 +55,6 @@ class ChainRun(Run):
         self.levels = core_levels(schedule)
         self.segments = core_segments(schedule) if checkpointed and schedule.levels else []
         self._consecutive = all(isinstance(level.source, int) for level in schedule.levels[:1])
-        self.memory: Any = None
-        self.frame = 0
         self.checkpoints: list[Tensor] = []
 
     def forward(self, tensors: Sequence[Tensor], out: Sequence[Tensor] = (), frame: int = 0) -> list[Tensor]:
@@ -74,30 +67,32 @@ class ChainRun(Run):
         """
         x, entry, blank, values = self.split(tensors)
         gradients = self.wants.gradients
-        keep_all = (gradients or not self._consecutive) and not self.segments
-        self.out = list(out) or [
-            x.new_empty(self.schedule.rows, size) if keep_all or field < self.rows else None
-            for field, size in enumerate(self.sizes)
-        ]
+        self.out = list(out) or [x.new_empty(self.schedule.rows, size) for size in self.sizes[: self.rows]]
+        self._drop()
+        if frame:
+            self.frames = [frame]
+        elif not self.segments:
+            frames = [self.core.frame_stride * self.schedule.rows] if gradients else []
+            self._take(frames, states=gradients or not self._consecutive)
         last = [x.new_empty(self.schedule.entries, size) for size in self.sizes]
         count = (max(0, len(self.segments) - 1), self.schedule.entries)
         self.checkpoints = [x.new_empty(*count, size) for size in self.sizes] if self.segments else []
-        if gradients and not frame and not self.segments:
-            self.memory = _core.Memory(self.core.frame_stride * self.schedule.rows * x.itemsize)
-            frame = self.memory.address
-        self.frame = frame
         self.core.forward(
             self.levels,
             self.segments,
             addresses(self.checkpoints),
             *self._begin(x, entry, blank),
-            addresses(self.out),
+            self._states(self.out),
             addresses(last),
-            frame,
+            self._frame,
             addresses(values),
             strides(values),
         )
         return self._outside([*self.out[: self.rows], *last], tensors[0].dtype)
+
+    @property
+    def _frame(self) -> int:
+        return self.frames[0] if self.frames else 0
 
     def backward(
         self,
@@ -106,11 +101,10 @@ class ChainRun(Run):
         gradients: Sequence[Tensor | None],
         needs: Sequence[bool],
     ) -> list[Tensor | None]:
-        if not self.frame and not self.segments:  # a first backward has written into it
+        if not self.frames and not self.segments:  # a first backward has written into it
             self.forward(tensors)
             self.out = []
         x, entry, blank, values = self.split(tensors)
-        kept = [*out, *[None] * (len(self.sizes) - len(out))]
         d_out, d_last = self._given(gradients, x)
         d_x = torch.empty_like(x) if self.wants.x else None
         d_entry = [x.new_empty(self.schedule.entries, size) for size in self.sizes]
@@ -121,8 +115,8 @@ class ChainRun(Run):
             self.segments,
             addresses(self.checkpoints),
             *self._begin(x, entry, blank),
-            addresses(kept),
-            self.frame,
+            self._states(out),
+            self._frame,
             addresses(values),
             strides(values),
             addresses(d_out),
@@ -133,5 +127,5 @@ class ChainRun(Run):
             addresses(d_values),
             shapes(values),
         )
-        self.memory, self.frame = None, 0
+        self._drop()
         return self._returned((d_x, *d_entry, *d_blank, *d_values), tensors)

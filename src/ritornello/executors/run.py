@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,7 +15,13 @@ from ritornello.executors.reference import ReferenceExecutor
 from ritornello.executors.request import Request
 from ritornello.structures.schedule import Schedule
 
+try:
+    from ritornello import _core as _core
+except ImportError:  # installed without a compiler: the executor says so
+    _core = None  # type: ignore[assignment]
+
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float32"}
+LINE = 64  # bytes of a cache line
 Started = tuple[str, int, int, int, list[int], list[int]]
 
 
@@ -62,7 +69,10 @@ class Run:
         type: of the machine: "float32", "float64", or "bfloat16" for products.
         kind: the type of the state.
         rows: how many fields of the state are asked for, of all rows.
-        out: all rows' states, field by field, where they are kept.
+        out: those fields of all rows' states, where they are kept.
+        memory: what nobody but the run reads, in one piece: `frames`, for the backward pass, and `hidden`, the other
+            fields of all rows' states. Both are addresses. It is used again by later runs, where fresh pages from the
+            system would cost more than what is done in them.
     """
 
     def __init__(
@@ -78,6 +88,9 @@ class Run:
         self.type, self._inside = type, inside(type)
         self.wants, self.sizes = compiled[0].wants, compiled[0].code.state_sizes
         self.out: list[Tensor | None] = []
+        self.memory: Any = None
+        self.frames: list[int] = []
+        self.hidden: list[int] = []
 
     def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The asked-for fields of all rows, then the final states, in the order of entries."""
@@ -122,6 +135,24 @@ class Run:
             for asked, gradient, size in zip(self.wants.douts, of_rows, self.sizes, strict=True)
         ]
         return d_out, [None if gradient is None else self._within(gradient) for gradient in gradients[self.rows :]]
+
+    def _take(self, frames: Sequence[int], states: bool) -> None:
+        """Memory for frames of so many elements and, if all rows' states are kept, for those that nobody asked for."""
+        hidden = [size * self.schedule.rows for size in self.sizes[self.rows :]] if states else []
+        lines = [-(-count * self._inside.itemsize // LINE) * LINE for count in (*frames, *hidden)]
+        if lines:
+            self.memory = _core.Memory(sum(lines))
+            places = list(accumulate(lines, initial=self.memory.address))
+            self.frames, self.hidden = places[: len(frames)], places[len(frames) : -1]
+
+    def _drop(self) -> None:
+        """Lets go of it: a backward pass has written into the frames."""
+        self.memory, self.frames, self.hidden = None, [], []
+
+    def _states(self, out: Sequence[Tensor | None]) -> list[int]:
+        """Where each field of all rows' states lies; 0 where it is not kept."""
+        found = [*addresses(out), *self.hidden]
+        return found + [0] * (len(self.sizes) - len(found))
 
     @staticmethod
     def _room(values: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:

@@ -10,13 +10,8 @@ from torch import Tensor
 
 from ritornello.executors.plan import Compiled, Kind
 from ritornello.executors.program_cell import ProgramCell
-from ritornello.executors.run import Run, addresses, shapes, strides
+from ritornello.executors.run import Run, _core, addresses, shapes, strides
 from ritornello.structures import Schedule
-
-try:
-    from ritornello import _core
-except ImportError:  # installed without a compiler: the executor says so
-    _core = None  # type: ignore[assignment]
 
 
 class Layout:
@@ -80,35 +75,29 @@ class TreeRun(Run):
     def __init__(self, compiled: Sequence[Compiled], layout: Layout, schedule: Schedule, *rest: Any) -> None:
         super().__init__(compiled, schedule, *rest)
         self.layout = layout
-        self.memory: list[Any] = []
 
     def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         x, entry, blank, values = self.split(tensors)
-        out = [x.new_empty(self.schedule.rows, size) for size in self.sizes]
+        out = [x.new_empty(self.schedule.rows, size) for size in self.sizes[: self.rows]]
         self.out = [*out]
         last = [x.new_empty(self.schedule.entries, size) for size in self.sizes]
-        self.memory = []
-        if self.wants.gradients:
-            pairs = zip(self.compiled, self.layout.rows, strict=True)
-            self.memory = [_core.Memory(each.core.frame_stride * rows * x.itemsize) for each, rows in pairs]
+        pairs = zip(self.compiled, self.layout.rows, strict=True)
+        self._take([each.core.frame_stride * rows for each, rows in pairs] if self.wants.gradients else [], states=True)
         of_kind = self._by_kind(values)
         self.layout.core.forward(
             [each.core for each in self.compiled],
             *self._begin(x, entry, blank),
-            addresses(self.out),
+            self._states(out),
             addresses(last),
-            self._frames(),
+            self.frames or [0] * len(self.compiled),
             [addresses(each) for each in of_kind],
             [strides(each) for each in of_kind],
         )
-        return self._outside([*out[: self.rows], *last], tensors[0].dtype)
+        return self._outside([*out, *last], tensors[0].dtype)
 
     def _by_kind(self, values: Sequence[Any]) -> list[list[Any]]:
         remaining = iter(values)
         return [[next(remaining) for _ in each.code.parameters] for each in self.compiled]
-
-    def _frames(self) -> list[int]:
-        return [memory.address for memory in self.memory] or [0] * len(self.compiled)
 
     def backward(
         self,
@@ -117,7 +106,7 @@ class TreeRun(Run):
         gradients: Sequence[Tensor | None],
         needs: Sequence[bool],
     ) -> list[Tensor | None]:
-        if not self.memory:  # a first backward has written into it
+        if not self.frames:  # a first backward has written into it
             self.forward(tensors)
             self.out = []
         x, entry, blank, values = self.split(tensors)
@@ -129,8 +118,8 @@ class TreeRun(Run):
         self.layout.core.backward(
             [each.core for each in self.compiled],
             *self._begin(x, entry, blank),
-            addresses(out),
-            self._frames(),
+            self._states(out),
+            self.frames,
             [addresses(each) for each in of_kind],
             [strides(each) for each in of_kind],
             addresses(d_out),
@@ -141,7 +130,7 @@ class TreeRun(Run):
             [addresses(each) for each in self._by_kind(d_values)],
             [shapes(each) for each in of_kind],
         )
-        self.memory = []
+        self._drop()
         return self._returned((d_x, *d_entry, *d_blank, *d_values), tensors)
 
     def _walked(self, cells: Sequence[ProgramCell]) -> Any:

@@ -386,9 +386,10 @@ class _Lowering:
         """Computes values into spaces: in place where that is where they are made, copied where they lie elsewhere."""
         copied = []
         for value, space in zip(values, spaces, strict=True):
-            made_here = self.stages[value] == routine and self.nodes[value].op not in (*PARTS, "gradient")
-            if made_here and (value, routine) not in self.targets:
-                self.targets[value, routine] = space
+            home = self.stages[value]
+            reaches = home == routine or (routine == LOOP and home == BEFORE)
+            if reaches and (value, home) not in self.targets and self.nodes[value].op not in (*PARTS, "gradient"):
+                self.targets[value, home] = space
             else:
                 copied.append((value, space))
         depth = self._depths(routine)
