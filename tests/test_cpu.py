@@ -648,6 +648,18 @@ def test_states_that_nobody_asks_for_lie_beside_the_frames(all_states: bool) -> 
     assert (shown, len(node.run.hidden)) == ((2, 0) if all_states else (1, 1))
 
 
+@pytest.mark.parametrize("lengths", [None, [7, 0]])
+@pytest.mark.parametrize("steps", [1, 7, 150])
+def test_states_that_are_known_before_the_loop(steps: int, lengths: list[int] | None) -> None:
+    """Written by the rows of many levels at once, though nobody asks for them."""
+    cell, x = rit.cells.QRNN(3, 4).double(), torch.randn(steps, 2, 3, dtype=F64)
+    given = None if lengths is None else [min(steps, each) for each in lengths]
+    with torch.no_grad():
+        state = rit.Unfold(cell)(x[:1])[1]
+        found = [rit.Unfold(cell, executor=name)(x, state, lengths=given) for name in ("cpu", "reference")]
+    assert_close(*found)
+
+
 def test_what_needs_no_gradient_gets_none() -> None:
     cell = Mixed(2, 3)
     cell.unused = nn.Parameter(torch.ones(3))

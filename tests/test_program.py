@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from ritornello.cells import GRU, LSTM, Cell, Elman, meaning_of_total
+from ritornello.cells import GRU, LSTM, QRNN, Cell, Elman, meaning_of_total
 from ritornello.errors import CellError
 from ritornello.program import (
     Builder,
@@ -907,7 +907,8 @@ class Machine:
         s = code.spaces
         self.states = {s.prev(f, 0) for f in self.fields} | set(range(s.out(0), s.total))
         self.written = {
-            **dict.fromkeys((BEFORE, LOOP), {TEMP, SCRATCH, FRAME, *(s.out(f) for f in self.fields)}),
+            BEFORE: {TEMP, SCRATCH, FRAME, *(s.out(f) for f in self.fields)},
+            LOOP: {TEMP, SCRATCH, FRAME, *(s.out(f) for f in self.fields)},
             BACK: {TEMP, SCRATCH, FRAME, *(s.dprev(f, 0) for f in self.fields)},
             AFTER: {TEMP, SCRATCH, FRAME, DX},
         }
@@ -1124,6 +1125,15 @@ def test_the_machine_s_code_does_what_the_cell_does(recipe: Recipe, bulk: bool, 
     got = [*([torch.from_numpy(d_x)] if x_wanted else []), *(torch.from_numpy(d) for d in d_entry), *d_leaves]
     names = [name for name in inputs if x_wanted or name != "x"]
     assert_close(dict(zip(names, got, strict=True)), {name: wanted[name] for name in names}, "gradient")
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_state_that_is_known_before_the_loop_is_written_there(gradients: bool) -> None:
+    code = lower(derive(plan_of(QRNN(3, 4).double())), Wants(gradients, gradients, (gradients, False, False)))
+    written = [{step.out.space for step in routine} for routine in code.routines]
+    h, c, v = (code.spaces.out(field) for field in range(3))
+    assert v in written[BEFORE] - written[LOOP]
+    assert {h, c} <= written[LOOP] - written[BEFORE]
 
 
 @given(recipes(chance=True), st.booleans())

@@ -27,6 +27,7 @@ from ritornello.program.program import GRADIENT, INPUT, PARAMETER, STATE, Node, 
 from ritornello.program.save import choose_saved
 
 PARTS = ("slice", "damped")  # ops whose result lies within their first argument
+MAKERS = {LOOP: (BEFORE, LOOP), BACK: (BACK,), AFTER: (AFTER,)}  # who may write into a routine's results
 
 
 class Wants(NamedTuple):
@@ -386,9 +387,8 @@ class _Lowering:
         """Computes values into spaces: in place where that is where they are made, copied where they lie elsewhere."""
         copied = []
         for value, space in zip(values, spaces, strict=True):
-            home = self.stages[value]
-            reaches = home == routine or (routine == LOOP and home == BEFORE)
-            if reaches and (value, home) not in self.targets and self.nodes[value].op not in (*PARTS, "gradient"):
+            home, whole = self.stages[value], self.nodes[value].op not in (*PARTS, "gradient")
+            if whole and home is not None and home in MAKERS[routine] and (value, home) not in self.targets:
                 self.targets[value, home] = space
             else:
                 copied.append((value, space))
