@@ -44,7 +44,7 @@ class Noisy(rit.Cell):
         return self.State(F.dropout(torch.tanh(self.W(torch.cat([x, s.h], -1))), 0.3, True))
 
 
-CELLS = {"lstm": rit.LSTM, "gru": rit.GRU, "noisy": Noisy}
+CELLS = {"lstm": rit.LSTM, "gru": rit.GRU, "qrnn": rit.cells.QRNN, "noisy": Noisy}
 SHAPES = [(1, 1), (5, 3), (9, 33), (30, 2), (0, 2), (4, 0)]
 
 

@@ -203,7 +203,7 @@ template <class P> class Engine {
 
   void bulk(Routine routine, int thread, int threads) {
     Block<T> b = block(bulk_temp_[thread], bulk_scratch_[thread], bulk_work_[thread]);
-    const int64_t chunks = (levels_.rows + chunk_rows - 1) / chunk_rows;  // of rows of any levels
+    const int64_t chunks = (levels_.rows + chunk_rows - 1) / chunk_rows;
     for (int64_t chunk = chunks * thread / threads; chunk < chunks * (thread + 1) / threads; ++chunk) {
       const int64_t row = chunk * chunk_rows;
       bind_rows(b, row, lesser(chunk_rows, levels_.rows - row), nullptr);

@@ -314,7 +314,7 @@ def unfold_backward(
 def _outputs(call: _Call, tensors: Sequence[Tensor]) -> list[Tensor]:
     """All rows' states, where the graph was captured without keeping them."""
     call.run.forward(tensors)
-    return [field for field in call.run.out if field is not None]
+    return call.run.out
 
 
 @unfold_backward.register_fake

@@ -68,7 +68,6 @@ class ChainRun(Run):
         x, entry, blank, values = self.split(tensors)
         gradients = self.wants.gradients
         self.out = list(out) or [x.new_empty(self.schedule.rows, size) for size in self.sizes[: self.rows]]
-        self._drop()
         if frame:
             self.frames = [frame]
         elif not self.segments:
@@ -88,7 +87,7 @@ class ChainRun(Run):
             addresses(values),
             strides(values),
         )
-        return self._outside([*self.out[: self.rows], *last], tensors[0].dtype)
+        return self._outside([*self.out, *last], tensors[0].dtype)
 
     @property
     def _frame(self) -> int:

@@ -17,15 +17,10 @@ from ritornello.executors.fingerprint import fingerprint
 from ritornello.executors.plan import Plan, make_plan
 from ritornello.executors.program_cell import BoundCell
 from ritornello.executors.request import Request, Result
-from ritornello.executors.run import TYPES, Run, Unfolding, machine_type
+from ritornello.executors.run import TYPES, Run, Unfolding, _core, machine_type
 from ritornello.executors.trees import Layout, TreeRun
 from ritornello.program import MOST_SLOTS, Untraceable, Wants, lookup, most_predecessors
 from ritornello.structures import is_chain
-
-try:
-    from ritornello import _core
-except ImportError:  # installed without a compiler
-    _core = None  # type: ignore[assignment]
 
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 MISSING = (

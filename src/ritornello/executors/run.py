@@ -16,7 +16,7 @@ from ritornello.executors.request import Request
 from ritornello.structures.schedule import Schedule
 
 try:
-    from ritornello import _core as _core
+    from ritornello import _core as _core  # which the executor, chains and trees have from here
 except ImportError:  # installed without a compiler: the executor says so
     _core = None  # type: ignore[assignment]
 
@@ -69,7 +69,7 @@ class Run:
         type: of the machine: "float32", "float64", or "bfloat16" for products.
         kind: the type of the state.
         rows: how many fields of the state are asked for, of all rows.
-        out: those fields of all rows' states, where they are kept.
+        out: those fields of all rows' states.
         memory: what nobody but the run reads, in one piece: `frames`, for the backward pass, and `hidden`, the other
             fields of all rows' states. Both are addresses. It is used again by later runs, where fresh pages from the
             system would cost more than what is done in them.
@@ -87,7 +87,7 @@ class Run:
         self.compiled, self.schedule, self.seed, self.kind, self.rows = compiled, schedule, seed, kind, rows
         self.type, self._inside = type, inside(type)
         self.wants, self.sizes = compiled[0].wants, compiled[0].code.state_sizes
-        self.out: list[Tensor | None] = []
+        self.out: list[Tensor] = []
         self.memory: Any = None
         self.frames: list[int] = []
         self.hidden: list[int] = []
@@ -149,7 +149,7 @@ class Run:
         """Lets go of it: a backward pass has written into the frames."""
         self.memory, self.frames, self.hidden = None, [], []
 
-    def _states(self, out: Sequence[Tensor | None]) -> list[int]:
+    def _states(self, out: Sequence[Tensor]) -> list[int]:
         """Where each field of all rows' states lies; 0 where it is not kept."""
         found = [*addresses(out), *self.hidden]
         return found + [0] * (len(self.sizes) - len(found))
@@ -218,7 +218,7 @@ class Unfolding(torch.autograd.Function):
     def forward(ctx: Any, run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:
         found = run.forward(tensors)
         ctx.run = run
-        ctx.save_for_backward(*tensors, *(field for field in run.out if field is not None))
+        ctx.save_for_backward(*tensors, *run.out)
         run.out = []
         ctx.set_materialize_grads(False)
         return tuple(found)

@@ -78,8 +78,7 @@ class TreeRun(Run):
 
     def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         x, entry, blank, values = self.split(tensors)
-        out = [x.new_empty(self.schedule.rows, size) for size in self.sizes[: self.rows]]
-        self.out = [*out]
+        self.out = [x.new_empty(self.schedule.rows, size) for size in self.sizes[: self.rows]]
         last = [x.new_empty(self.schedule.entries, size) for size in self.sizes]
         pairs = zip(self.compiled, self.layout.rows, strict=True)
         self._take([each.core.frame_stride * rows for each, rows in pairs] if self.wants.gradients else [], states=True)
@@ -87,13 +86,13 @@ class TreeRun(Run):
         self.layout.core.forward(
             [each.core for each in self.compiled],
             *self._begin(x, entry, blank),
-            self._states(out),
+            self._states(self.out),
             addresses(last),
             self.frames or [0] * len(self.compiled),
             [addresses(each) for each in of_kind],
             [strides(each) for each in of_kind],
         )
-        return self._outside([*out, *last], tensors[0].dtype)
+        return self._outside([*self.out, *last], tensors[0].dtype)
 
     def _by_kind(self, values: Sequence[Any]) -> list[list[Any]]:
         remaining = iter(values)

@@ -3,7 +3,8 @@
 What is recorded are ATen calls, below Python, autograd and `torch.nn`: however a cell spells its products, chunks and
 in-place updates, a small table (`aten.py`) reads them all. Python's own control flow runs as it stands; whatever asks
 for a number that only data can give makes the cell untraceable. The cell is recorded twice, on 3 rows with gradients
-and on 5 without: a program that comes out the same knows nothing of the number of rows, nor of whether it is training.
+and on 5 without: a program that comes out the same knows nothing of the number of rows, nor of whether gradients are
+asked for.
 
 A program has no memory but the state: a cell that keeps a tensor from one call to the next, or counts its calls, is
 untraceable, and the reference executor runs it.
