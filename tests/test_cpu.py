@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import itertools
@@ -841,7 +842,6 @@ class Settings(rit.Cell):
         self.U, self.V = nn.Linear(3, 3), nn.Linear(3, 3)
         self.V.weight = self.U.weight
         self.order, self.biases = [self.U, self.V], [self.U.bias, self.V.bias]
-        self.U.register_forward_hook(lambda module, inputs, output: output + 1)
 
     def forward(self, x: Tensor, s: Any) -> Any:
         value = torch.tanh(self.inner(self.W(x))) * self.factor + self.shift
@@ -885,10 +885,7 @@ CHANGES: dict[str, Callable[[Settings], Any]] = {
     "weights that were tied": lambda c: setattr(c.V, "weight", nn.Parameter(torch.randn(3, 3))),
     "the order of modules": lambda c: c.order.reverse(),
     "the order of tensors": lambda c: c.biases.reverse(),
-    "a hook for another": lambda c: (
-        c.U._forward_hooks.popitem(), c.U.register_forward_hook(lambda module, inputs, output: output - 1)
-    ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", CHANGES)
@@ -1381,6 +1378,45 @@ def test_what_cannot_be_compiled_runs_on_the_reference(caplog: pytest.LogCapture
     assert torch.equal(outputs, expected)
     outputs.sum().backward()
     assert x.grad is not None
+
+
+HOOKED: dict[str, Callable[[Any, Callable[..., Any]], Any]] = {
+    "forward": lambda module, hook: module.register_forward_hook(hook),
+    "before": lambda module, hook: module.register_forward_pre_hook(hook),
+    "backward": lambda module, hook: module.register_full_backward_hook(hook),
+    "before backward": lambda module, hook: module.register_full_backward_pre_hook(hook),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKED)
+def test_a_hook_is_called_at_each_step(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Most are there to see what passes: a loop that is compiled has nothing to show them."""
+    cell, x = rit.LSTM(3, 4), torch.randn(5, 2, 3, requires_grad=True)
+    state = rit.LSTM.State(*torch.randn(2, 2, 4, requires_grad=True))
+    unfold = rit.Unfold(cell)
+    plain, _ = unfold(x, state)
+    seen: list[Any] = []
+    with caplog.at_level("WARNING"):
+        for name, place in (("", cell), (" (on U)", cell.U)):
+            handle = HOOKED[kind](place, lambda *given: seen.append(given))
+            outputs, _ = unfold(x, state)
+            outputs.sum().backward()
+            assert_close(outputs, plain)
+            assert len(seen) == 5
+            assert f"it has a hook{name}, which is to be called at each step" in caplog.text
+            handle.remove()
+            seen.clear()
+            assert torch.equal(unfold(x, state)[0], plain), "it is compiled again"
+            assert not seen
+
+
+def test_a_hook_may_change_what_passes() -> None:
+    cell, x = rit.Elman(3, 4), torch.randn(5, 2, 3)
+    doubled = copy.deepcopy(cell)
+    cell.U.register_forward_hook(lambda module, inputs, output: 2 * output)
+    with torch.no_grad():
+        doubled.U.weight.mul_(2)
+    assert_close(rit.Unfold(cell)(x)[0], rit.Unfold(doubled)(x)[0])
 
 
 def unfold(cell: rit.Cell, dtype: torch.dtype = torch.float32) -> Any:

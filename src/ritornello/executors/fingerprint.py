@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ritornello.cells.untouched import OWN, SETTLED, own_classes
+from ritornello.cells.untouched import HOOKS, OWN, SETTLED, own_classes
 
 _OWN = OWN - {"training"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
 _SEQUENCES = (tuple, list, set, frozenset, deque)
 _DEPTH = 4  # of settings within settings
@@ -73,7 +72,7 @@ def fingerprint(cell: nn.Module, without: Collection[str] = (), outside: bool = 
             if inner is not None and id(inner) not in first:
                 modules.append(inner)
             found += (name, inner is None or first.setdefault(id(inner), len(first)))
-        for hooks in _HOOKS:
+        for hooks in HOOKS:
             found.append(tuple(settings[hooks]) if settings[hooks] else None)
         for name, value in settings.items():
             if name not in ignored:

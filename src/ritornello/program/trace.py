@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ritornello.cells.adapt import name_of
 from ritornello.cells.cell import meaning_of_total
-from ritornello.cells.untouched import holds_tensors, untouched
+from ritornello.cells.untouched import HOOKS, holds_tensors, untouched
 from ritornello.errors import CellError
 from ritornello.program.program import (
     CONSTANT,
@@ -70,6 +70,9 @@ def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program
     Raises:
         Untraceable: with the op and the line of the cell that cannot be recorded.
     """
+    hooked = next((name for name, module in cell.named_modules() if any(vars(module)[kind] for kind in HOOKS)), None)
+    if hooked is not None:  # one may change what comes out, and be recorded; but most are there to see it
+        raise Untraceable(f"it has a hook{hooked and f' (on {hooked})'}, which is to be called at each step")
     try:
         with untouched(cell) as changed:
             first = _recorded(cell, x_size, sizes, like, 3)
