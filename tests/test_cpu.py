@@ -53,8 +53,10 @@ from test_program import (
     edges_of,
 )
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing._internal.two_tensor import TwoTensor
 
 import ritornello as rit
 from ritornello import _core
@@ -1417,6 +1419,49 @@ def test_a_hook_may_change_what_passes() -> None:
     with torch.no_grad():
         doubled.U.weight.mul_(2)
     assert_close(rit.Unfold(cell)(x)[0], rit.Unfold(doubled)(x)[0])
+
+
+def negated(*size: int) -> Tensor:
+    """A tensor whose memory holds the other sign, as that of `z.conj().imag` does."""
+    return torch._neg_view(torch.randn(*size)).requires_grad_()
+
+
+def test_tensors_may_hold_the_other_sign() -> None:
+    cell, x = rit.LSTM(3, 4), negated(5, 2, 3)
+    cell.W.weight = nn.Parameter(torch._neg_view(cell.W.weight.detach()))
+    state = rit.LSTM.State(negated(2, 4), negated(2, 4))
+    asked = (negated(5, 2, 4).detach(), negated(2, 4).detach())
+    assert all(tensor.is_neg() for tensor in (x, *state, cell.W.weight, *asked))
+    found = []
+    for executor in ("cpu", "reference"):
+        outputs, last = rit.Unfold(cell, executor=executor)(x, state)
+        found.append((outputs, *torch.autograd.grad([outputs, last.c], [x, *state, *cell.parameters()], asked)))
+    for ours, expected in zip(*found, strict=True):
+        assert_close(ours, expected)
+
+
+def test_tensors_without_memory_run_on_the_reference() -> None:
+    """Stand-ins, and tensors that hold others: what they compute is theirs to say."""
+    cell, x = rit.GRU(3, 4), torch.randn(5, 2, 3)
+    unfold = rit.Unfold(cell)
+    expected, _ = unfold(x)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert isinstance(unfold(mode.from_tensor(x))[0], FakeTensor)
+        made = rit.Unfold(rit.GRU(3, 4))(torch.randn(5, 2, 3))[0]
+        assert isinstance(made, FakeTensor)
+        assert made.shape == (5, 2, 4)
+    twice = unfold(TwoTensor(x, 2 * x))[0]
+    assert_close(twice.a, expected)
+    assert_close(twice.b, unfold(2 * x)[0])
+    state = unfold(x, rit.GRU.State(TwoTensor(torch.zeros(2, 4), torch.ones(2, 4))))[0]
+    assert_close(state.a, expected)
+    plain = cell.U.weight
+    cell.U.weight = nn.Parameter(TwoTensor(plain.detach(), 2 * plain.detach()))
+    assert_close(unfold(x)[0].a, expected)
+    cell.U.weight = plain
+    assert torch.equal(unfold(x)[0], expected), "compiled again"
+    with pytest.raises(rit.errors.ArgumentError, match="x is a TwoTensor, which computes by its own rules"):
+        rit.Unfold(cell, executor="cpu")(TwoTensor(x, x))
 
 
 def unfold(cell: rit.Cell, dtype: torch.dtype = torch.float32) -> Any:

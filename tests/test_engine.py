@@ -625,6 +625,7 @@ def test_what_is_the_cell_s_alone_is_not_learnt(executor: str) -> None:
 # The door.
 
 ZEROS, X = torch.zeros(2, 4), torch.zeros(5, 2, 3)
+NESTED = torch.nested.nested_tensor([torch.zeros(5, 3), torch.zeros(2, 3)], layout=torch.jagged)
 
 
 @pytest.mark.parametrize(
@@ -642,6 +643,12 @@ ZEROS, X = torch.zeros(2, 4), torch.zeros(5, 2, 3)
         ((X.int(),), {}, r"^x has dtype torch\.int32; expected a floating-point dtype, such as torch\.float32"),
         ((torch.zeros(5, 2, dtype=torch.long),), {}, "^x has dtype torch.int64; .*vectors by torch.nn.Embedding"),
         ((X.to(torch.complex64),), {}, r"^x has dtype torch\.complex64"),
+        ((X.to_sparse(),), {}, r"^x has layout torch\.sparse_coo; expected a dense tensor: x\.to_dense\(\) makes one"),
+        (
+            (NESTED,),
+            {},
+            r"^x has layout torch\.jagged; expected a dense tensor: rit\.nn\.RNN\(\.\.\., cell=\.\.\.\) takes",
+        ),
         ((X,), {"lengths": [1.0, 2.0]}, r"^lengths must be integers, not torch\.float32"),
         ((X,), {"lengths": torch.tensor([True, False])}, r"^lengths must be integers, not torch\.bool"),
         ((X,), {"lengths": [5, -1]}, r"^lengths holds -1; each must lie between 0 and the 5 steps of x"),

@@ -47,6 +47,12 @@ def test_steps_equal_the_sequence(cell: str, dtype: torch.dtype, rows: int) -> N
     assert_close([found, *state], [outputs, *last])
 
 
+def test_a_step_may_hold_the_other_sign() -> None:
+    unfold, x = rit.Unfold(rit.GRU(5, 7)), torch._neg_view(torch.randn(9, 1, 5))
+    with torch.no_grad():
+        assert_close(walk(unfold.stepper(), x)[0], unfold(x.resolve_neg())[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64], ids=str)
 def test_tensors_of_another_dtype_are_read_as_they_are(dtype: torch.dtype) -> None:
     class Masked(rit.Elman):

@@ -76,6 +76,9 @@ def check_nodes(x: Any, count: int, features: int, inputs: str) -> None:
 
 def _settle_dtype(cell: Cell, x: Tensor) -> Tensor:
     """Checks that x and the cell's parameters fit together; under autocast x enters, and states stay, in float32."""
+    if x.layout is not torch.strided:
+        how = "rit.nn.RNN(..., cell=...) takes nested ones" if x.is_nested else "x.to_dense() makes one"
+        raise ArgumentError(f"x has layout {x.layout}; expected a dense tensor: {how}.")
     if not x.is_floating_point():
         raise ArgumentError(
             f"x has dtype {x.dtype}; expected a floating-point dtype, such as {torch.float32}: symbols become vectors "

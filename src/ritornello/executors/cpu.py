@@ -19,7 +19,7 @@ from ritornello.executors.program_cell import BoundCell
 from ritornello.executors.request import Request, Result
 from ritornello.executors.run import TYPES, Run, Unfolding, _core, machine_type
 from ritornello.executors.trees import Layout, TreeRun
-from ritornello.program import MOST_SLOTS, Untraceable, Wants, lookup, most_predecessors
+from ritornello.program import MOST_SLOTS, Untraceable, Wants, foreign, lookup, most_predecessors
 from ritornello.structures import is_chain
 
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
@@ -33,6 +33,8 @@ def unreadable(like: Tensor) -> str | None:
     """Why the machine cannot compute with such tensors; None where it can."""
     if _core is None:
         return MISSING
+    if foreign(like):
+        return f"x is a {type(like).__name__}, which computes by its own rules"
     if like.device.type != "cpu":
         return f"x is on {like.device}; this executor runs on the CPU"
     if like.dtype not in TYPES:
@@ -65,6 +67,10 @@ class CpuExecutor:
         reason = unfit(request.x)
         if reason is not None:
             return reason
+        bound = request.cell.parameters() if isinstance(request.cell, BoundCell) else ()
+        for tensor in (*request.entry, *request.blank, *bound):
+            if foreign(tensor):
+                return f"a state or a parameter is a {type(tensor).__name__}, which computes by its own rules"
         sizes = tuple(field.shape[-1] for field in request.entry)
         plan = request.found[self.name] = self.plan(request.cell, request.x.shape[-1], sizes, request.x)
         if isinstance(plan, str):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ritornello.cells.untouched import HOOKS, OWN, SETTLED, own_classes
+from ritornello.program import foreign
 
 _OWN = OWN - {"training"}
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
@@ -41,10 +42,10 @@ def fingerprint(cell: nn.Module, without: Collection[str] = (), outside: bool = 
     """The settings of a cell and its modules, by value where they are numbers, texts or collections of such.
 
     Two fingerprints are equal as long as no setting, no hook and no `requires_grad` changed, no module was replaced, no
-    tensor came, went, took another shape or dtype, came to the CPU or left it, the same modules and tensors are shared
-    as before, and no class says anything else (torch's and this library's never do). Objects count by identity and by
-    their attributes; functions by identity, by their code, which a reload changes in place, and by what this reads of
-    globals and of the functions around it; those of installed packages by identity alone.
+    tensor came, went, took another shape or dtype, came to the CPU or left it, or became `foreign`, the same modules
+    and tensors are shared as before, and no class says anything else (torch's and this library's never do). Objects
+    count by identity and by their attributes; functions by identity, by their code, which a reload changes in place,
+    and by what this reads of globals and of the functions around it; those of installed packages by identity alone.
 
     Args:
         cell: the cell.
@@ -67,7 +68,7 @@ def fingerprint(cell: nn.Module, without: Collection[str] = (), outside: bool = 
                 found.append(name)
                 if tensor is not None:
                     number = first.setdefault(id(tensor), len(first))
-                    found += (tensor.shape, tensor.dtype, tensor.is_cpu, tensor.requires_grad, number)
+                    found += (tensor.shape, tensor.dtype, tensor.is_cpu, tensor.requires_grad, foreign(tensor), number)
         for name, inner in settings["_modules"].items():
             if inner is not None and id(inner) not in first:
                 modules.append(inner)
@@ -102,7 +103,7 @@ def _frozen(value: Any, first: _Met, depth: int) -> Any:
         return _of_function(value, first, depth)
     if isinstance(value, Tensor):
         number = first.setdefault(id(value), len(first))
-        return value.shape, value.dtype, value.is_cpu, value.requires_grad, number
+        return value.shape, value.dtype, value.is_cpu, value.requires_grad, foreign(value), number
     if isinstance(value, nn.Module):
         return _Same(value), first.setdefault(id(value), len(first))
     if depth == 0 or isinstance(value, (type, BuiltinFunctionType)):

@@ -110,13 +110,18 @@ class Run:
         """x, entry, blank, parameter values: laid out for the machine."""
         fields = len(self.sizes)
         states = [self._within(tensor) for tensor in tensors[: 1 + 2 * fields]]
-        values = [v if v.dtype == self._inside else v.to(self._inside) for v in tensors[1 + 2 * fields :]]
+        values = [self._plain(tensor) for tensor in tensors[1 + 2 * fields :]]
         return states[0], states[1 : 1 + fields], states[1 + fields :], values
 
     def _within(self, tensor: Tensor) -> Tensor:
-        if tensor.dtype == self._inside and tensor.is_contiguous():
+        tensor = self._plain(tensor)
+        return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+    def _plain(self, tensor: Tensor) -> Tensor:
+        """With the numbers in memory as they are: torch keeps some, such as `z.conj().imag`, with the other sign."""
+        if tensor.dtype == self._inside and not tensor.is_neg():
             return tensor  # as it mostly is: a call of torch that changes nothing takes a microsecond
-        return tensor.to(self._inside).contiguous()
+        return tensor.to(self._inside).resolve_neg()
 
     def _begin(self, x: Tensor, entry: Sequence[Tensor], blank: Sequence[Tensor]) -> Started:
         """What the machine is told first of every run."""

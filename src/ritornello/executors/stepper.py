@@ -73,6 +73,8 @@ class Stepper:
         """
         if x.shape not in self._shapes or x.dtype is not self._dtype or not x.is_contiguous() or not x.is_cpu:
             x = self._settled(x)
+        if x.is_neg():  # its memory holds the other sign
+            x = x.resolve_neg()
         turn = self._turn
         if state is not self._states[turn]:
             self._load(state, self._states[turn])

@@ -21,6 +21,7 @@ from ritornello.executors.run import machine_type
 from ritornello.nn.layers import STATES, Layer, capture_layer, plan_of
 from ritornello.nn.layout import Batch, check_nested, settle
 from ritornello.nn.own import call_stack, stack_of
+from ritornello.program import foreign
 from ritornello.structures import from_rows, to_rows
 
 Init = str | Callable[[Tensor], Any]
@@ -231,7 +232,8 @@ class Recurrent(nn.RNNBase):
         """Whether what torch can do too is for the executors: where it is compiled, or one of them is asked for."""
         if torch.jit.is_tracing():  # type: ignore[attr-defined]
             return False
-        return self.executor != "auto" or unreadable(data) is None
+        rows = data.values() if data.is_nested else data
+        return self.executor != "auto" or (unreadable(rows) is None and not foreign(self._like))
 
     def _as_torch(self, data: Any, input: Any, hx: Any, beyond: bool) -> Any:
         """torch's own answer, or its error; where that is about a state, with a name."""

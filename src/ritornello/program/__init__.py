@@ -8,7 +8,7 @@ from ritornello.program.ops import damped
 from ritornello.program.passes import blank, damp, simplify, unroll
 from ritornello.program.program import Builder, Node, Program, Value, prune
 from ritornello.program.random import philox
-from ritornello.program.trace import Untraceable, changed_in_place, lookup, trace
+from ritornello.program.trace import Untraceable, changed_in_place, foreign, lookup, trace
 
 __all__ = [
     "MOST_FIELDS",
@@ -27,6 +27,7 @@ __all__ = [
     "damped",
     "derive",
     "encode",
+    "foreign",
     "interpret",
     "lookup",
     "lower",

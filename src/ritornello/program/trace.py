@@ -42,6 +42,7 @@ from ritornello.program.program import (
 
 _OWN = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
+_BY_TORCH = torch._C._disabled_torch_dispatch_impl  # what a plain tensor, or a subclass in Python alone, computes by
 
 
 class Untraceable(Exception):
@@ -98,6 +99,14 @@ def trace(cell: Any, x_size: int, sizes: Sequence[int], like: Tensor) -> Program
             by = "depends on whether gradients are asked for (branch on self.training instead)"
         raise Untraceable(f"its computation {by}")
     return first
+
+
+def foreign(tensor: Tensor) -> bool:
+    """Whether a tensor computes by rules of its own, as a `FakeTensor` or a `DTensor` does, and may have no memory.
+
+    While torch.compile captures a graph all tensors are stand-ins; those that it runs on are not.
+    """
+    return type(tensor).__torch_dispatch__ is not _BY_TORCH and not torch.compiler.is_compiling()
 
 
 def _alike(one: Program, other: Program) -> bool:
@@ -237,6 +246,8 @@ class Recorder(TorchDispatchMode):
             raise self.untraceable(
                 f"computing with a tensor of shape {tuple(tensor.shape)} that is no parameter, buffer or attribute"
             )
+        if foreign(tensor):
+            raise self.untraceable(f"computing with {name}, which is a {type(tensor).__name__}")
         value = self.builder.leaf("parameter", (name,), tuple(tensor.shape), PARAMETER)
         self.bind(tensor, value)
         return value
