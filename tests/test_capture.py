@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import pickle
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 import ritornello as rit
 from ritornello.engine.op import unfold as unfold_op
 from ritornello.errors import ArgumentError
+from ritornello.nn.layers import plan_of
 from ritornello.program import lookup
 
 pytestmark = [
@@ -165,6 +167,29 @@ def test_exported_saved_and_loaded_in_a_new_process(cell: str, tmp_path: Path) -
     files = [str(tmp_path / name) for name in ("model.pt2", "expected.pt")]
     done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+class Outputs(nn.Module):
+    """Those of a module that returns states, too."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)[0]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("inner", [lambda: rit.Unfold(rit.GRU(5, 7)), lambda: rit.nn.GRU(5, 7)], ids=["Unfold", "nn"])
+def test_tracing_is_no_part_of_an_exported_graph(inner: Callable[[], nn.Module], strict: bool) -> None:
+    plan_of.cache_clear()
+    model, x, file = Outputs(inner()), torch.randn(4, 3, 5), io.BytesIO()
+    program = torch.export.export(model, (x,), strict=strict)
+    assert not any("grad" in str(node.target) for node in program.graph.nodes)
+    torch.export.save(program, file)
+    file.seek(0)
+    assert_close(torch.export.load(file).module()(x), model(x))
 
 
 def test_the_op_by_torchs_own_checks() -> None:

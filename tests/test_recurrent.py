@@ -15,6 +15,7 @@ import pytest
 import torch
 from comparison import assert_close
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import ritornello as rit
@@ -219,6 +220,24 @@ def test_gradients_of_each_sample(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAIRS)
+def test_the_first_call_may_be_where_tensors_are_made_elsewhere(name: str) -> None:
+    theirs, ours = both(name, 3, 4, 2)
+    input, _ = inputs("padded", False)
+    plan_of.cache_clear()
+    with torch.device("meta"):
+        outputs = ours(input)[0]
+    assert_close(outputs, theirs(input)[0])
+    plan_of.cache_clear()
+    with FakeTensorMode():
+        made = PAIRS[name][1](3, 4, 2, dtype=F64)
+        outputs, _, states = made(torch.randn(5, 2, 3, dtype=F64), all_states=True)
+        assert isinstance(outputs, FakeTensor)
+        assert outputs.shape == (5, 2, 4)
+        assert states.h.shape == (2, 5, 2, 4)
+    assert_close(ours(input)[0], theirs(input)[0])
+
+
+@pytest.mark.parametrize("name", PAIRS)
 def test_gradients_of_gradients(name: str) -> None:
     theirs, ours = both(name, 3, 4)
     input, _ = inputs("padded", False)
@@ -277,6 +296,7 @@ torch.testing.assert_close([outputs, h, c], expected["found"])
 
 
 def test_an_exported_module_runs_elsewhere(tmp_path: Path) -> None:
+    plan_of.cache_clear()
     ours, x = rit.nn.LSTM(3, 4, 2, bidirectional=True, batch_first=True).eval(), torch.randn(2, 50, 3)
     torch.export.save(torch.export.export(ours, (x,)), tmp_path / "model.pt2")
     torch.save({"x": x, "found": [value.detach() for value in flat(ours(x))]}, tmp_path / "expected.pt")

@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ritornello.cells.cell import Cell, state_type
-from ritornello.engine.op import Captured, capture_plan
+from ritornello.engine.op import Captured, capture_plan, unwatched
 from ritornello.executors.plan import Plan, make_plan
 
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
@@ -191,7 +189,7 @@ class LayerCell(Cell):
 @lru_cache(maxsize=256)
 def plan_of(layer: Layer) -> Plan:
     """The layer's program, ready for the compiled machine."""
-    with temporarily_clear_interpreter_stack(), _disable_current_modes():  # which would watch the trace
+    with unwatched():
         cell = LayerCell(layer)
         return make_plan(cell, cell.input_size, cell.state_sizes, torch.zeros(()))
 
