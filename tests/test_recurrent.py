@@ -287,6 +287,24 @@ def test_other_options_compiled(options: dict[str, Any]) -> None:
         assert_close(flat(compiled(x)), [value.double() for value in flat(ours(x))])
 
 
+@pytest.mark.parametrize("options", [{}, {"zoneout": 0.2}, {"cell": rit.GRU}], ids=str)
+def test_left_out_of_a_graph_it_runs_as_it_does_without(options: dict[str, Any]) -> None:
+    """As torch.compile leaves out all recurrent modules unless told otherwise."""
+    torch._dynamo.reset()
+    plan_of.cache_clear()
+    ours, x, graphs = rit.nn.RNN(3, 4, 2, **options).eval(), torch.randn(5, 2, 3), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(ours, backend=backend)
+    found, _ = compiled(x)
+    found.sum().backward()
+    assert not graphs
+    assert_close(found, ours(x)[0])
+
+
 LOAD = """
 import sys, torch, ritornello.engine
 program, expected = torch.export.load(sys.argv[1]), torch.load(sys.argv[2])
