@@ -57,6 +57,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import ritornello as rit
 from ritornello import _core
@@ -1419,6 +1421,32 @@ def test_a_hook_may_change_what_passes() -> None:
     with torch.no_grad():
         doubled.U.weight.mul_(2)
     assert_close(rit.Unfold(cell)(x)[0], rit.Unfold(doubled)(x)[0])
+
+
+def test_what_looks_at_every_call_sees_no_tracing_and_leaves_nothing_behind() -> None:
+    cell, x = rit.GRU(3, 4), torch.randn(5, 2, 3)
+    expected = rit.Unfold(cell, executor="reference")(x)[0]
+    with FlopCounterMode(display=False) as counted:  # by hooks on all modules
+        assert_close(rit.Unfold(cell)(x)[0], expected)
+    assert counted.get_total_flops() == 5 * 2 * 2 * (3 + 4) * 12
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        rit.Unfold(cell)(x)
+    with Seen() as mode:
+        outputs = rit.Unfold(copy.deepcopy(cell), executor="cpu")(x)[0]
+    assert not any("mm" in name for name in mode.names)
+    assert_close(outputs, expected)
+
+
+class Seen(TorchDispatchMode):
+    """The names of all that is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def negated(*size: int) -> Tensor:

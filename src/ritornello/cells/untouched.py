@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # among it
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # in it
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _COLLECTIONS = (list, set, deque)
 _LIBRARIES = ("torch.", "ritornello.")

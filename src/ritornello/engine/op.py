@@ -7,7 +7,6 @@ when it runs: the graph does not grow with the number of steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -16,9 +15,6 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, library
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.overrides import _pop_mode_temporarily
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ritornello.cells.untouched import OWN, own_classes
 from ritornello.executors import EXECUTORS
@@ -120,21 +116,10 @@ def differs(value: Any, before: Any) -> bool:
     return value != before
 
 
-@contextmanager
-def unwatched() -> Iterator[None]:
-    """What looks at each call of torch, such as torch.func, torch.export or a default device, does not look here."""
-    with ExitStack() as lifted:
-        lifted.enter_context(temporarily_clear_interpreter_stack())
-        lifted.enter_context(_disable_current_modes())
-        for _ in range(torch._C._len_torch_function_stack()):
-            lifted.enter_context(_pop_mode_temporarily())
-        yield
-
-
 def capture_plan(make: Callable[[], Plan | str]) -> Captured:
     """The same of the plan that a function makes."""
     call = torch.fx._symbolic_trace._orig_module_call  # torch.export has put its own in place of it
-    with unwatched(), patch.object(torch.nn.Module, "__call__", call):
+    with patch.object(torch.nn.Module, "__call__", call):
         plan = make()
     if not isinstance(plan, Plan):
         return Captured("", 0, False, None, (), (), plan)

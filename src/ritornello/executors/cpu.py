@@ -48,8 +48,11 @@ def unfit(x: Tensor) -> str | None:
         return "it is under a torch.func transformation"
     if forward_ad._current_level >= 0:
         return "it is under forward-mode differentiation"
-    if not torch.compiler.is_compiling() and torch._C._get_dispatch_mode(_PROXY) is not None:
-        return "torch.fx records what is called"
+    if not torch.compiler.is_compiling():
+        if torch._C._get_dispatch_mode(_PROXY) is not None:
+            return "torch.fx records what is called"
+        if nn.modules.module._has_any_global_hook():
+            return "a hook on all modules is to be called at each step"
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return f"torch.autocast asks for {torch.get_autocast_dtype('cpu')}"
     return unreadable(x)

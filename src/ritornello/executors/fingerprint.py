@@ -41,11 +41,12 @@ class _Met(dict[int, int]):
 def fingerprint(cell: nn.Module, without: Collection[str] = (), outside: bool = True) -> tuple[Any, ...]:
     """The settings of a cell and its modules, by value where they are numbers, texts or collections of such.
 
-    Two fingerprints are equal as long as no setting, no hook and no `requires_grad` changed, no module was replaced, no
-    tensor came, went, took another shape or dtype, came to the CPU or left it, or became `foreign`, the same modules
-    and tensors are shared as before, and no class says anything else (torch's and this library's never do). Objects
-    count by identity and by their attributes; functions by identity, by their code, which a reload changes in place,
-    and by what this reads of globals and of the functions around it; those of installed packages by identity alone.
+    Two fingerprints are equal as long as no setting and no `requires_grad` changed, a module that had no hook has none,
+    no module was replaced, no tensor came, went, took another shape or dtype, came to the CPU or left it, or became
+    `foreign`, the same modules and tensors are shared as before, and no class says anything else (torch's and this
+    library's never do). Objects count by identity and by their attributes; functions by identity, by their code, which
+    a reload changes in place, and by what this reads of globals and of the functions around it; those of installed
+    packages by identity alone.
 
     Args:
         cell: the cell.
@@ -73,8 +74,7 @@ def fingerprint(cell: nn.Module, without: Collection[str] = (), outside: bool = 
             if inner is not None and id(inner) not in first:
                 modules.append(inner)
             found += (name, inner is None or first.setdefault(id(inner), len(first)))
-        for hooks in HOOKS:
-            found.append(tuple(settings[hooks]) if settings[hooks] else None)
+        found.append(any(settings[hooks] for hooks in HOOKS))
         for name, value in settings.items():
             if name not in ignored:
                 found += (name, type(value), value if type(value) in _PLAIN else _frozen(value, first, _DEPTH))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.overrides import _pop_mode_temporarily
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ritornello.errors import CellError
 from ritornello.program import (
@@ -146,6 +150,18 @@ def evaluate(
     return [found[value].to(dtype) for value in values]
 
 
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """What looks at each call of torch, such as torch.func, torch.export or a default device, does not look here."""
+    with ExitStack() as lifted:
+        lifted.enter_context(temporarily_clear_interpreter_stack())
+        lifted.enter_context(_disable_current_modes())
+        for _ in range(torch._C._len_torch_function_stack()):
+            lifted.enter_context(_pop_mode_temporarily())
+        yield
+
+
+@unwatched()
 def make_plan(cell: nn.Module, x_size: int, sizes: Sequence[int], like: Tensor) -> Plan:
     """Traces a cell and simplifies its program.
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ritornello.cells.cell import Cell, state_type
-from ritornello.engine.op import Captured, capture_plan, unwatched
-from ritornello.executors.plan import Plan, make_plan
+from ritornello.engine.op import Captured, capture_plan
+from ritornello.executors.plan import Plan, make_plan, unwatched
 
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
 STATES: dict[tuple[str, ...], Any] = {names: state_type(*names) for names in (("h",), ("h", "c"))}
@@ -190,8 +190,8 @@ class LayerCell(Cell):
 def plan_of(layer: Layer) -> Plan:
     """The layer's program, ready for the compiled machine."""
     with unwatched():
-        cell = LayerCell(layer)
-        return make_plan(cell, cell.input_size, cell.state_sizes, torch.zeros(()))
+        cell, like = LayerCell(layer), torch.zeros(())
+    return make_plan(cell, cell.input_size, cell.state_sizes, like)
 
 
 def capture_layer(*layer: Any) -> Captured:

@@ -208,10 +208,10 @@ class Recurrent(nn.RNNBase):
         Raises:
             ArgumentError: lengths or resets that do not fit. Otherwise what torch raises.
         """
-        called = Recurrent._called
+        called = self._called
         if not torch.compiler.is_compiling() and torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
             called = torch.compiler.disable(called)  # torch.compile left this module out: it would look into each step
-        return called(self, input, hx, lengths, resets, all_states)
+        return called(input, hx, lengths, resets, all_states)
 
     def _called(self, input: Any, hx: Any, lengths: Any, resets: Any, all_states: bool) -> Any:
         if self.cell is not None:
